@@ -1,0 +1,199 @@
+"""Refuse data that would train a wrong model without an error.
+
+`datasets` accepts NUL bytes, missing labels and labels that only validation has; each of them is found here, with its
+row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from hftransfer.data.readers import Locate, check_duplicates, row_number
+from hftransfer.errors import DataError
+
+if TYPE_CHECKING:
+    from hftransfer.recipe import DataSection
+
+_NAMED = 5
+
+
+def needed_columns(section: DataSection, *, labelled: bool = True) -> list[str]:
+    """The columns that a data section uses, each once."""
+    text = [section.text, section.text_pair]
+    return list(dict.fromkeys(name for name in [*text, *([section.label, section.group] if labelled else [])] if name))
+
+
+def column_of(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """One column as Arrow data, shape (rows,), with dictionary encoding undone."""
+    column = dataset.select_columns([name]).with_format("arrow")[:].column(name)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the list types."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def check_present(names: Sequence[str], wanted: Iterable[str], where: str) -> None:
+    """Raise a DataError if a wanted column is missing, with what is there and the likeliest meant."""
+    check_duplicates(names, where)
+    for name in wanted:
+        if name in names:
+            continue
+        folded = {other.strip().lower(): other for other in names}
+        close = difflib.get_close_matches(name.strip().lower(), folded, n=1, cutoff=0.6)
+        guess = f"did you mean {folded[close[0]]!r}?" if close else "name the right column in the data section"
+        raise DataError(
+            f"no column {name!r}; there are {', '.join(map(repr, names)) or 'none'}", where=where, fix=guess
+        )
+
+
+def check_columns(
+    dataset: Dataset, section: DataSection, where: str, *, labelled: bool = True, locate: Locate = row_number
+) -> None:
+    """Check the columns of one split that a section names.
+
+    Args:
+        dataset: The split.
+        section: The data section.
+        where: Start of error messages, such as "train (train.csv)".
+        labelled: Whether the label and group columns are needed.
+        locate: From the 0-based index of a row to its place, such as "line 3".
+
+    Raises:
+        DataError: A column is missing or double, the split is empty, a text is missing, is no text or holds NUL, or a
+            label or group is missing or of no usable type. The message names the first such row.
+    """
+    check_present(dataset.column_names, needed_columns(section, labelled=labelled), where)
+    if not len(dataset):
+        raise DataError("no rows", where=where, fix="give data with at least one row")
+    for name in filter(None, (section.text, section.text_pair)):
+        _check_text(column_of(dataset, name), name, where, locate)
+    if labelled:
+        _check_labels(dataset, section.label, where, locate)
+        if section.group is not None:
+            _refuse(pc.is_null(column_of(dataset, section.group)), f"no value in {section.group!r}", where, locate)
+
+
+def check_several_classes(dataset: Dataset, section: DataSection, where: str) -> None:
+    """Raise a DataError if all rows of a single-label split have one label."""
+    column = column_of(dataset, section.label)
+    if not is_list(column.type) and len(values := pc.unique(column)) < 2:
+        raise DataError(
+            f"every row has the label {values[0].as_py()!r}", where=where, fix="give examples of at least two labels"
+        )
+
+
+def check_labels_known(
+    dataset: Dataset, section: DataSection, known: Iterable[Any], *, where: str, locate: Locate = row_number
+) -> None:
+    """Check that a split has no label outside those that the model learns.
+
+    Args:
+        dataset: Validation, test or evaluation data.
+        section: The data section.
+        known: The labels of the training data. Labels are compared by name: 1, 1.0 and "1" are one label.
+        where: Start of error messages.
+        locate: From the 0-based index of a row to its place.
+
+    Raises:
+        DataError: There are other labels; the message names them and the first row of each.
+    """
+    names = {_label_name(value) for value in known}
+    column = column_of(dataset, section.label).combine_chunks()
+    values = pc.list_flatten(column) if is_list(column.type) else column
+    unknown = [value for value in pc.unique(values) if _label_name(value.as_py()) not in names]
+    if not unknown:
+        return
+    rows = pc.list_parent_indices(column) if is_list(column.type) else None
+    found = []
+    for value in unknown[:_NAMED]:
+        at = pc.index(values, value).as_py()
+        found.append(f"{value.as_py()!r} ({locate(at if rows is None else rows[at].as_py())})")
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    shown = ", ".join(map(repr, sorted(names)[:20])) + (", ..." if len(names) > 20 else "")
+    raise DataError(
+        f"labels that the training data does not have: {', '.join(found)}{more}",
+        where=where,
+        fix=f"correct them or add training examples; known labels are {shown}",
+    )
+
+
+def check_groups_apart(first: Dataset, second: Dataset, group: str, *, where: str, locate: Locate = row_number) -> None:
+    """Raise a DataError if a group of the first split is in the second, too.
+
+    Args:
+        first: A split.
+        second: The split that the message is about.
+        group: The column whose equal values must not land in two splits.
+        where: Start of error messages.
+        locate: From the 0-based index of a row of `second` to its place.
+    """
+    values, others = column_of(second, group), pc.unique(column_of(first, group))
+    if values.type != others.type:
+        values, others = values.cast(pa.string()), others.cast(pa.string())
+    _refuse(pc.is_in(values, value_set=others), f"a value of {group!r} that train has, too", where, locate)
+
+
+def _label_name(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _refuse(mask: Any, what: str, where: str, locate: Locate, fix: str = "correct or remove the row") -> None:
+    """Raise at the first row where the mask holds, saying in how many rows it does."""
+    row = pc.index(mask, pa.scalar(True)).as_py()
+    if row < 0:
+        return
+    count = pc.sum(mask).as_py()
+    others = f" (in {count:,} rows in all)" if count > 1 else ""
+    raise DataError(f"{what}{others}", where=f"{where}, {locate(row)}", fix=fix)
+
+
+def _check_text(column: pa.ChunkedArray, name: str, where: str, locate: Locate) -> None:
+    _refuse(pc.is_null(column), f"no text in column {name!r}", where, locate)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise DataError(
+            f"column {name!r} holds {column.type}, not text, such as {column[0].as_py()!r}",
+            where=where,
+            fix="name the text column, or store it as strings",
+        )
+    _refuse(pc.match_substring(column, "\0"), f"a NUL byte in column {name!r}", where, locate)
+
+
+def _check_labels(dataset: Dataset, name: str, where: str, locate: Locate) -> None:
+    column = column_of(dataset, name).combine_chunks()
+    kind = column.type
+    _refuse(pc.is_null(column, nan_is_null=True), f"no label in column {name!r}", where, locate)
+    values, place = column, locate
+    if is_list(kind):
+        values, kind = pc.list_flatten(column), kind.value_type
+        parents = pc.list_parent_indices(column)
+        place = _through(parents, locate)
+        _refuse(pc.is_null(values, nan_is_null=True), f"a null among the labels in column {name!r}", where, place)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        _refuse(pc.equal(pc.utf8_trim_whitespace(values), ""), f"an empty label in column {name!r}", where, place)
+    elif pa.types.is_floating(kind):
+        _refuse(pc.invert(pc.is_finite(values)), f"an infinite label in column {name!r}", where, place)
+    elif isinstance(dataset.features[name], ClassLabel):
+        _refuse(pc.less(values, 0), f"no label (-1) in column {name!r}", where, place)
+    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or (pa.types.is_null(kind) and not len(values))):
+        raise DataError(
+            f"labels in column {name!r} are {kind}", where=where, fix="use strings, numbers or lists of them"
+        )
+
+
+def _through(parents: pa.Array, locate: Locate) -> Callable[[int], str]:
+    return lambda entry: locate(parents[entry].as_py())
+
+
+def has_no_labels(dataset: Dataset, name: str) -> bool:
+    """Whether a split of a benchmark keeps its labels back: every one is -1, as in GLUE's test sets."""
+    if name not in dataset.column_names or not isinstance(dataset.features[name], ClassLabel) or not len(dataset):
+        return False
+    return bool(pc.all(pc.less(column_of(dataset, name), 0)).as_py())

@@ -1,0 +1,383 @@
+"""Load the splits that a recipe's data section names, from files, saved folders, the Hub or memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+
+from hftransfer.data.check import (
+    check_columns,
+    check_groups_apart,
+    check_present,
+    check_several_classes,
+    column_of,
+    has_no_labels,
+    is_list,
+    needed_columns,
+)
+from hftransfer.data.readers import (
+    DELIMITERS,
+    Locate,
+    check_duplicates,
+    file_format,
+    read_table,
+    row_locator,
+    row_number,
+    table_from_records,
+)
+from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
+from hftransfer.errors import DataError
+
+if TYPE_CHECKING:
+    from hftransfer.recipe import DataSection
+
+DataSource: TypeAlias = Dataset | DatasetDict | pd.DataFrame | list[dict[str, Any]]
+
+# Integers as Python prints them: "007" is a name, not a number.
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of one training.
+
+    Attributes:
+        train: Training examples.
+        validation: Examples that choose the best checkpoint.
+        test: Examples that are scored once, at the end.
+        notes: What was decided and has to be said, such as "validation: 10 % of train cut off (69 of 690 rows), seed
+            13".
+    """
+
+    train: Dataset | None
+    validation: Dataset | None
+    test: Dataset | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split on its way in: the data and how to say where a row of it is."""
+
+    dataset: Dataset
+    where: str
+    locate: Locate = row_number
+
+
+def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
+    """Load, check and complete the splits of a recipe.
+
+    Args:
+        section: The data section.
+        seed: Decides which rows go to validation, and which stay when `max_train_examples` is set.
+        stratify: Whether labels are classes (or lists of classes), whose shares a cut keeps; fractional labels never
+            are.
+
+    Returns:
+        The splits with the section's columns alone.
+
+    Raises:
+        DataError: The data cannot be found, read or used.
+    """
+    if section.name is not None and section.train is not None:
+        raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
+    parts = _named_parts(section) if section.name is not None else _file_parts(section)
+    return _complete(parts, section, seed, stratify)
+
+
+def splits_from_objects(
+    train: DataSource | None,
+    validation: DataSource | None,
+    test: DataSource | None,
+    section: DataSection,
+    *,
+    seed: int,
+    stratify: bool,
+) -> Splits:
+    """As `load_splits`, from data in memory.
+
+    Args:
+        train: Training data; a DatasetDict brings its other splits along, where those arguments are None.
+        validation: Validation data.
+        test: Test data.
+        section: The data section; only its columns, split names and fractions are read.
+        seed: As in `load_splits`.
+        stratify: As in `load_splits`.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    parts = _dict_parts(train, section, "data") if isinstance(train, DatasetDict) else {}
+    wanted = needed_columns(section)
+    for name, source in (("train", train), ("validation", validation), ("test", test)):
+        if source is not None and not isinstance(source, DatasetDict):
+            parts[name] = _Part(_dataset_from(source, name, wanted), name)
+        elif source is not None and name != "train":
+            raise DataError("a DatasetDict where one split is wanted", where=name, fix="pick one of its splits")
+    return _complete(parts, section, seed, stratify)
+
+
+def load_file(path: str, *, where: str, section: DataSection | None = None, labelled: bool = False) -> Dataset:
+    """Read one file or saved folder.
+
+    Args:
+        path: A csv, tsv, json, jsonl or parquet file (text formats also as .gz, .bz2 or .xz), or a folder from
+            `save_to_disk`.
+        where: What the path was given as, such as "data.train"; starts error messages.
+        section: Keeps and checks this section's columns alone. Without it all columns come back unchecked.
+        labelled: Whether the section's label and group columns must be there.
+
+    Returns:
+        The rows. Cells of csv and tsv files are strings, except that a label column of nothing but numbers becomes
+        numeric.
+
+    Raises:
+        DataError: The file cannot be found, read or used; the message names the line or row.
+    """
+    part = _read_part(path, where, section, labelled)
+    if section is None:
+        return part.dataset
+    check_columns(part.dataset, section, part.where, labelled=labelled, locate=part.locate)
+    kept = needed_columns(section)
+    return part.dataset.select_columns([name for name in part.dataset.column_names if name in kept])
+
+
+def _read_part(path: str, where: str, section: DataSection | None, labelled: bool) -> _Part:
+    file, place = Path(path), f"{where} ({path})"
+    if not file.exists():
+        raise _no_such_file(file, place)
+    if file.is_dir():
+        return _Part(_saved_split(file, place), place)
+    return _Part(Dataset(_read_typed(file, place, section, labelled)), place, row_locator(file))
+
+
+def _no_such_file(file: Path, place: str) -> DataError:
+    there = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
+    close = difflib.get_close_matches(file.name, there, n=1)
+    return DataError("no such file", where=place, fix=f"did you mean {close[0]!r}?" if close else "check the path")
+
+
+def _read_typed(file: Path, place: str, section: DataSection | None, labelled: bool) -> pa.Table:
+    if section is None:
+        return read_table(file, place)
+    table = read_table(file, place, needed_columns(section))
+    wanted = needed_columns(section, labelled=labelled)
+    if not set(wanted) <= set(table.column_names):
+        # Read once more with all columns, because the message lists them.
+        check_present(read_table(file, place).column_names, wanted, place)
+    if file_format(file, place) in DELIMITERS and section.label in table.column_names:
+        position = table.column_names.index(section.label)
+        if section.label not in (section.text, section.text_pair):
+            table = table.set_column(position, section.label, _typed_labels(table.column(position)))
+    return table
+
+
+def _typed_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The cells of a text file as numbers, if every one is written as a number."""
+    for pattern, kind in ((_INTEGER, pa.int64()), (_DECIMAL, pa.float64())):
+        if len(column) and pc.all(pc.match_substring_regex(column, pattern)).as_py():
+            return column.cast(kind)
+    return column
+
+
+def _saved(folder: Path, place: str) -> Dataset | DatasetDict:
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:  # whatever a damaged folder makes of the library's reader
+        raise DataError(
+            f"not a readable datasets folder: {error.__cause__ or error}", where=place, fix="write it with save_to_disk"
+        ) from error
+
+
+def _saved_split(folder: Path, place: str) -> Dataset:
+    saved = _saved(folder, place)
+    if isinstance(saved, DatasetDict):
+        raise DataError(
+            "the folder holds several splits",
+            where=place,
+            fix=f"name one of them: {', '.join(str(folder / n) for n in saved)}",
+        )
+    return saved
+
+
+def _file_parts(section: DataSection) -> dict[str, _Part]:
+    parts: dict[str, _Part] = {}
+    for name, path in (("train", section.train), ("validation", section.validation), ("test", section.test)):
+        if path is None:
+            continue
+        where, file = f"data.{name}", Path(path)
+        if name == "train" and (file / "dataset_dict.json").is_file():
+            parts |= _dict_parts(_saved(file, f"{where} ({path})"), section, f"{where} ({path})")
+        else:
+            parts[name] = _read_part(path, where, section, labelled=True)
+    return parts
+
+
+def _named_parts(section: DataSection) -> dict[str, _Part]:
+    name = str(section.name)
+    place = f"data.name ({name})"
+    folder = Path(name)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        loaded = _saved(folder, place)
+    else:
+        try:
+            loaded = load_dataset(name, section.config, revision=section.revision)
+        except Exception as error:  # no common base: connection, missing dataset, wrong configuration, damaged files
+            raise DataError(
+                f"the dataset cannot be loaded: {error.__cause__ or error}",
+                where=place,
+                fix="check name, config, revision and the connection to the Hub, or give local files in data.train",
+            ) from error
+    if isinstance(loaded, Dataset):
+        loaded = {section.train_split: loaded}
+    return _dict_parts(loaded, section, place) | _file_parts(section)
+
+
+def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, _Part]:
+    """The wanted splits of a DatasetDict. Only validation and test under their default names may be absent."""
+    parts = {}
+    for name, split in (
+        ("train", section.train_split),
+        ("validation", section.validation_split),
+        ("test", section.test_split),
+    ):
+        if split in loaded:
+            parts[name] = _Part(loaded[split], f"{place}, split {split}")
+        elif name == "train" or split != name:
+            raise DataError(
+                f"no split {split!r}; there are {', '.join(map(repr, loaded))}",
+                where=place,
+                fix=f"set data.{name}_split",
+            )
+    return parts
+
+
+def _dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, pd.DataFrame):
+        names = [str(name) for name in source.columns]
+        check_duplicates(names, where)
+        check_present(names, columns, where)
+        frame = source.set_axis(names, axis=1)[columns].astype(object)
+        rows = frame.where(frame.notna(), None).itertuples(index=False, name=None)
+        return Dataset(table_from_records((dict(zip(columns, row, strict=True)) for row in rows), where, columns))
+    if isinstance(source, list):
+        for row, record in enumerate(source):
+            if not isinstance(record, Mapping):
+                raise DataError(f"{type(record).__name__} where a dict is wanted", where=f"{where}, {row_number(row)}")
+        check_present(
+            list(dict.fromkeys(name for record in source for name in record)), columns if source else [], where
+        )
+        return Dataset(table_from_records(source, where, columns))
+    raise DataError(
+        f"data of type {type(source).__name__}",
+        where=where,
+        fix="give a Dataset, DatasetDict, DataFrame or list of dicts",
+    )
+
+
+def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify: bool) -> Splits:
+    """Check the splits, cut off what is missing and keep the columns that are needed."""
+    notes: list[str] = []
+    if not parts:
+        raise DataError("no data", where="data", fix="set data.train to a file or data.name to a dataset")
+    if "test" in parts and has_no_labels(parts["test"].dataset, section.label):
+        notes.append("test: left out, its labels are not public (all are -1)")
+        del parts["test"]
+    for name, part in parts.items():
+        check_columns(part.dataset, section, part.where, locate=part.locate)
+        parts[name] = replace(part, dataset=part.dataset.select_columns(needed_columns(section)))
+    parts = _one_label_type(parts, section.label, notes)
+    if section.group is not None and "train" in parts:
+        for name in parts.keys() - {"train"}:
+            part = parts[name]
+            check_groups_apart(
+                parts["train"].dataset, part.dataset, section.group, where=part.where, locate=part.locate
+            )
+    datasets = {name: part.dataset for name, part in parts.items()}
+    if "train" in parts:
+        if stratify:
+            check_several_classes(datasets["train"], section, parts["train"].where)
+        if "validation" not in parts:
+            datasets |= _cut(datasets["train"], section, seed, stratify, notes)
+        datasets["train"] = _limit(datasets["train"], section, seed, stratify, notes)
+    return Splits(datasets.get("train"), datasets.get("validation"), datasets.get("test"), tuple(notes))
+
+
+def _label_codes(dataset: Dataset, label: str, stratify: bool) -> LabelCodes | None:
+    column = column_of(dataset, label)
+    return encode_labels(column) if stratify and not pa.types.is_floating(column.type) else None
+
+
+def _cut(train: Dataset, section: DataSection, seed: int, stratify: bool, notes: list[str]) -> dict[str, Dataset]:
+    labels = _label_codes(train, section.label, stratify)
+    groups = None if section.group is None else encode_values(column_of(train, section.group))[0]
+    kept, cut = cut_validation(len(train), section.validation_fraction, seed, labels=labels, groups=groups)
+    how = "random" if labels is None else f"stratified by {section.label}"
+    if labels is not None and (groups is not None or is_list(column_of(train, section.label).type)):
+        how = f"as near to stratified by {section.label} as possible"
+    if groups is not None:
+        how += f", no {section.group} in both"
+    share = f"{section.validation_fraction * 100:g} %"
+    notes.append(f"validation: {share} of train cut off ({len(cut):,} of {len(train):,} rows), {how}, seed {seed}")
+    return {"train": train.select(kept), "validation": train.select(cut)}
+
+
+def _limit(train: Dataset, section: DataSection, seed: int, stratify: bool, notes: list[str]) -> Dataset:
+    limit = section.max_train_examples
+    if limit is None or limit >= len(train):
+        return train
+    notes.append(f"train: a random {limit:,} of {len(train):,} rows, seed {seed}")
+    return train.select(choose_subset(len(train), limit, seed, _label_codes(train, section.label, stratify)))
+
+
+def _one_label_type(parts: dict[str, _Part], label: str, notes: list[str]) -> dict[str, _Part]:
+    """Give the label column one type in all splits; a type of its own would make other labels of the same values."""
+    features = {name: part.dataset.features[label] for name, part in parts.items()}
+    names = [known for known in map(_class_names, features.values()) if known is not None]
+    if any(known != names[0] for known in names):
+        raise DataError(
+            f"the splits number the classes of {label!r} differently", where="data", fix="store the labels as strings"
+        )
+    target = _common_feature(list(features.values()))
+    result = dict(parts)
+    for name, feature in features.items():
+        if feature == target:
+            continue
+        try:
+            result[name] = replace(parts[name], dataset=parts[name].dataset.cast_column(label, target))
+        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise DataError(
+                f"labels are {feature}, but {target} elsewhere ({error})",
+                where=parts[name].where,
+                fix="store the labels of all splits in one type",
+            ) from error
+        notes.append(f"{name}: labels read as {getattr(target, 'dtype', target)}, as in the other splits")
+    return result
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    inner = getattr(feature, "feature", feature)
+    return list(inner.names) if isinstance(inner, ClassLabel) else None
+
+
+def _common_feature(features: list[Any]) -> Any:
+    for feature in features:
+        if isinstance(feature, ClassLabel):
+            return feature
+    kinds = [str(getattr(feature, "dtype", "")) for feature in features]
+    if all(isinstance(feature, Value) for feature in features) and len(set(kinds)) > 1:
+        if any("string" in kind for kind in kinds):
+            return Value("string")
+        return Value("float64" if any("float" in kind for kind in kinds) else "int64")
+    return features[0]

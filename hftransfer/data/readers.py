@@ -1,0 +1,374 @@
+"""Read one file into an Arrow table, refusing what a reader would have to guess.
+
+Comma- and tab-separated text and JSON go through the standard library's strict parsers rather than through pandas or
+`datasets`, because those accept duplicate columns, mixed types and unbalanced quotes, and do not know the line of an
+error. Only the wanted columns are kept, a chunk of rows at a time.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from hftransfer.errors import DataError
+
+Locate = Callable[[int], str]
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_CHUNK_ROWS = 65_536
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
+
+
+def file_format(path: Path, where: str) -> str:
+    """The format that a file name promises, such as ".csv" for "train.csv.gz".
+
+    Raises:
+        DataError: The ending is none of the formats'.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = suffixes[-1:] and suffixes[-1] in _OPENERS
+    ending = suffixes[-2] if packed and len(suffixes) == 2 else "".join(suffixes[-1:])
+    if ending not in FORMATS or (packed and ending == ".parquet"):
+        raise DataError(
+            f"cannot tell the format of {path.name!r}", where=where, fix=f"use a file that ends in {', '.join(FORMATS)}"
+        )
+    return ending
+
+
+def read_table(path: Path, place: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file.
+
+    Args:
+        path: An existing file.
+        place: The start of error messages, naming the file.
+        columns: Columns to keep where they exist; None keeps all.
+
+    Returns:
+        The table. Columns of csv and tsv files are strings, an empty cell is "".
+
+    Raises:
+        DataError: The file is damaged, malformed or ambiguous; the message names the line or row.
+    """
+    ending = file_format(path, place)
+    try:
+        if ending in DELIMITERS:
+            return _read_delimited(path, place, columns, DELIMITERS[ending])
+        if ending == ".parquet":
+            return _read_parquet(path, place, columns)
+        records = _json_lines(path, place) if ending == ".jsonl" else _json_records(path, place)
+        return table_from_records(records, place, columns, row_locator(path))
+    except UnicodeDecodeError:
+        raise _encoding_error(path, place) from None
+    except _DAMAGED as error:
+        raise DataError(f"cannot be read: {error}", where=place, fix="check that the file is complete") from error
+
+
+def row_locator(path: Path) -> Locate:
+    """A function from the 0-based index of a row to its place in the file, such as "line 3".
+
+    Lines count from 1, with the header; other formats have rows that count from 1. The file is read again when the
+    function is called, because only an error message needs the answer.
+    """
+    ending = file_format(path, str(path))
+    if ending in DELIMITERS:
+        return lambda row: f"line {_nth(_delimited_lines(path, DELIMITERS[ending]), row)}"
+    if ending == ".jsonl":
+        return lambda row: f"line {_nth((number for number, _ in _numbered_lines(path)), row)}"
+    return row_number
+
+
+def row_number(row: int) -> str:
+    """The place of a row in data without lines: rows count from 1."""
+    return f"row {row + 1}"
+
+
+def table_from_records(
+    records: Iterable[dict[str, Any]], place: str, columns: Sequence[str] | None, locate: Locate = row_number
+) -> pa.Table:
+    """Turn records into a table without bending any value.
+
+    Args:
+        records: One mapping from column to value per row; an absent column or NaN is null.
+        place: The start of error messages.
+        columns: Columns to keep where they exist; None keeps all.
+        locate: From row index to its place, for error messages.
+
+    Raises:
+        DataError: A column mixes types, or holds what Arrow cannot.
+    """
+    kinds: dict[str, str] = {}
+    chunks: list[pa.Table] = []
+    stream, start = iter(records), 0
+    while chunk := list(itertools.islice(stream, _CHUNK_ROWS)):
+        names = dict.fromkeys(itertools.chain.from_iterable(chunk))
+        kept = [name for name in names if columns is None or name in columns]
+        arrays, here = {}, _shifted(locate, start)
+        for name in kept:
+            values = [_plain(record.get(name)) for record in chunk]
+            _check_kind(name, values, kinds, place, here)
+            arrays[name] = _to_arrow(name, values, place, here)
+        if kept:
+            chunks.append(pa.table(arrays))
+        start += len(chunk)
+    return pa.concat_tables(chunks, promote_options="permissive") if chunks else pa.table({})
+
+
+def _shifted(locate: Locate, start: int) -> Locate:
+    return lambda row: locate(start + row)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's values as Python's, and NaN as None."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return None if isinstance(value, float) and value != value else value
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        inner = sorted({kind or "null" for kind in map(_kind, value)})
+        return f"a list of {' and '.join(inner)}" if inner else "a list"
+    return "an object" if isinstance(value, dict) else type(value).__name__
+
+
+def _check_kind(name: str, values: list[Any], kinds: dict[str, str], place: str, locate: Locate) -> None:
+    """Raise at the first value whose kind differs from the kind of those before it."""
+    types = set(map(type, values)) - {type(None)}
+    if len(types) == 1 and types <= {str, int, float, bool}:
+        kind = _kind(next(iter(types))())
+        if kind is not None and kinds.setdefault(name, kind) == kind:
+            return
+    for row, value in enumerate(values):
+        kind = _kind(value)
+        if kind is None:
+            continue
+        known = kinds.get(name)
+        if known is None or (known == "a list" and kind.startswith("a list")):
+            kinds[name] = kind
+        elif kind != known and not (kind == "a list" and known.startswith("a list")):
+            raise DataError(
+                f"column {name!r} is {kind}, but {known} in the rows before",
+                where=f"{place}, {locate(row)}",
+                fix="use one type throughout the column",
+            )
+
+
+def _to_arrow(name: str, values: list[Any], place: str, locate: Locate) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError):
+        for row, value in enumerate(values):
+            try:
+                pa.array([value])
+            except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"column {name!r} holds a value that cannot be stored ({error})", where=f"{place}, {locate(row)}"
+                ) from None
+        raise
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", _OPENERS.get(path.suffix.lower(), lambda file: file.open("rb"))(path))
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    # newline="" leaves line ends inside quoted cells as they are; utf-8-sig drops the mark that Excel puts first.
+    return io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="")
+
+
+def _encoding_error(path: Path, place: str) -> DataError:
+    with _open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                wide = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
+                guess = "UTF-16" if wide else "WINDOWS-1252"
+                return DataError(
+                    f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}, which is not UTF-8",
+                    where=f"{place}, line {number}",
+                    fix=f"save the file as UTF-8; if it is {guess}: iconv -f {guess} -t UTF-8",
+                )
+    return DataError("not UTF-8", where=place, fix="save the file as UTF-8")
+
+
+def _nth(numbers: Iterable[int], position: int) -> int:
+    return next(itertools.islice(numbers, position, None))
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters per cell, which a long document exceeds."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _delimited_lines(path: Path, delimiter: str) -> Iterator[int]:
+    """The first line of every record after the header."""
+    with _long_cells(), _open_text(path) as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        previous, header = 0, True
+        for record in reader:
+            if record and not header:
+                yield previous + 1
+            header = header and not record
+            previous = reader.line_num
+
+
+def _read_delimited(path: Path, place: str, columns: Sequence[str] | None, delimiter: str) -> pa.Table:
+    with _long_cells(), _open_text(path) as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        records = _strict_records(reader, place)
+        _, header = next(records, (0, []))
+        if not header:
+            raise DataError("the file is empty", where=place, fix="give a file with a header line and rows")
+        check_duplicates(header, place)
+        kept = [(at, name) for at, name in enumerate(header) if columns is None or name in columns]
+        schema = pa.schema([(name, pa.string()) for _, name in kept])
+        batches = []
+        while chunk := list(itertools.islice(_equal_width(records, header, place, delimiter), _CHUNK_ROWS)):
+            cells = list(zip(*chunk, strict=True))
+            batches.append(pa.record_batch([pa.array(cells[at], pa.string()) for at, _ in kept], schema=schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def _strict_records(reader: Any, place: str) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, each with its first line."""
+    first = 1
+    while True:
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            open_quote = "unexpected end" in str(error)
+            what = "a quote that opens here is never closed" if open_quote else f"a stray quote ({error})"
+            raise DataError(
+                what,
+                where=f"{place}, line {first if open_quote else reader.line_num}",
+                fix='put cells that hold a quote into quotes and double the quotes inside: "say ""yes"""',
+            ) from None
+        if record:
+            yield first, record
+        first = reader.line_num + 1
+
+
+def _equal_width(
+    records: Iterator[tuple[int, list[str]]], header: list[str], place: str, delimiter: str
+) -> Iterator[list[str]]:
+    for line, record in records:
+        if len(record) != len(header):
+            raise DataError(
+                f"{len(record)} cells where the header has {len(header)}",
+                where=f"{place}, line {line}",
+                fix=f"put cells that hold a {delimiter!r} or a line break into quotes",
+            )
+        yield record
+
+
+def check_duplicates(names: Sequence[str], place: str) -> None:
+    """Raise a DataError if two columns have one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"two columns have the name {twice[0]!r}", where=place, fix="rename or remove one of them")
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    with _open_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _json_lines(path: Path, place: str) -> Iterator[dict[str, Any]]:
+    for number, line in _numbered_lines(path):
+        here = f"{place}, line {number}"
+        if number == 1 and line.lstrip().startswith("["):
+            raise DataError("this is a JSON array, not one object a line", where=here, fix="name the file .json")
+        yield _record(_parse_json(line, here), here)
+
+
+def _json_records(path: Path, place: str) -> Iterator[dict[str, Any]]:
+    with _open_text(path) as stream:
+        text = stream.read()
+    content = _parse_json(text, place, lines=True)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if not isinstance(content, list):
+        raise DataError("not a list of records", where=place, fix='write [{...}, ...] or {"data": [{...}, ...]}')
+    for row, record in enumerate(content):
+        yield _record(record, f"{place}, {row_number(row)}")
+
+
+def _parse_json(text: str, place: str, *, lines: bool = False) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        where = f"{place}, line {error.lineno}" if lines else place
+        fix = "name the file .jsonl if it has one object a line" if error.msg == "Extra data" and lines else None
+        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", where=where, fix=fix) from None
+    except RecursionError:
+        raise DataError("the JSON is nested too deeply", where=place) from None
+    except ValueError as error:
+        raise DataError(f"not usable JSON: {error}", where=place) from None
+    except KeyError as error:
+        raise DataError(f"the key {error.args[0]!r} comes twice in one object", where=place) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return record
+
+
+def _record(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{_kind(value) or 'null'} where a record is wanted", where=place, fix='write {"column": value, ...}'
+        )
+    return value
+
+
+def _read_parquet(path: Path, place: str, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        file = pa.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        check_duplicates(names, place)
+        table = file.read(columns=None if columns is None else [name for name in names if name in columns])
+    except pa.ArrowException as error:
+        raise DataError(f"not a readable parquet file: {error}", where=place, fix="write the file again") from error
+    for position, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(position, field.name, table.column(position).cast(field.type.value_type))
+    return table

@@ -1,0 +1,338 @@
+"""Load a checkpoint with a task head, and reload what a training left behind.
+
+Weights are fp32 whatever the checkpoint's dtype. The head and the pooler may be new, and the heads of other tasks are left
+behind (`weights.py`); a checkpoint that lacks or holds anything else is refused, since the model would be partly random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hftransfer.errors import CheckpointError, UserError
+from hftransfer.models.anatomy import Anatomy, analyse
+from hftransfer.models.families import FAMILIES
+from hftransfer.models.pooling import configure_pooling, write_pooling_block
+from hftransfer.models.weights import Differences, check_adapter_saves, check_differences, fresh_parameters, initialise
+
+SANE_LENGTH = 1_000_000
+"""Above this a tokenizer's `model_max_length` only means that it was never set."""
+
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to train or to predict.
+
+    Args:
+        model: The model in fp32 and eval mode. From an adapter folder it is the PeftModel around it.
+        tokenizer: Its tokenizer, with a padding token.
+        anatomy: Its anatomy, computed before PEFT.
+        fresh_parameters: Names of the parameters that were newly initialised.
+        checkpoint: The folder or Hub id, without revision.
+        revision: The part after "@", if any.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    fresh_parameters: tuple[str, ...]
+    checkpoint: str
+    revision: str | None
+
+
+def split_revision(checkpoint: str) -> tuple[str, str | None]:
+    """Split "org/name@revision" into its parts; an existing folder is never split.
+
+    Raises:
+        CheckpointError: The name or the revision is empty.
+    """
+    if os.path.isdir(checkpoint) or "@" not in checkpoint:
+        name, revision = checkpoint, None
+    else:
+        name, _, revision = checkpoint.rpartition("@")
+    if not name or revision == "":
+        raise CheckpointError(
+            f"{checkpoint!r} is not a folder, a Hub id or a Hub id with @revision", where="checkpoint"
+        )
+    return name, revision
+
+
+def load_tokenizer(checkpoint: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        CheckpointError: There is no tokenizer, or it has no token to pad with.
+    """
+    name, revision = split_revision(checkpoint)
+    with _reading(name), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without its files transformers builds a tokenizer that knows the special tokens only.
+        raise CheckpointError(
+            f"no vocabulary that {type(tokenizer).__name__} reads",
+            where=name,
+            fix="put tokenizer.json beside the weights, or name its tokenizer_class in tokenizer_config.json",
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError("the tokenizer has neither a padding nor an end-of-text token", where=name)
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(
+    checkpoint: str,
+    auto_class: type | str,
+    *,
+    config_overrides: Mapping[str, Any],
+    pooling: str = "own",
+    seed: int = 0,
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a pretrained checkpoint and attach a task head.
+
+    Args:
+        checkpoint: Folder or Hub id, the latter with an optional "@revision".
+        auto_class: Auto or model class of transformers, or its name, such as "AutoModelForSequenceClassification".
+        config_overrides: Config attributes to set: num_labels, id2label, label2id, problem_type, ...
+        pooling: "own", "cls", "mean" or "last" (`pooling.py`).
+        seed: Seed of the new parameters; the global random state is left as it was.
+        attn_implementation: Passed to transformers.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        trust_remote_code: Passed to transformers.
+
+    Returns:
+        The loaded model. A head of the checkpoint is kept only if it is of the same class with the same labels.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or does not fit the model.
+        AnatomyError: The model is not understood.
+    """
+    name, revision = split_revision(checkpoint)
+    model_class = _model_class(auto_class)
+    is_classifier = model_class.__name__.endswith("ForSequenceClassification")
+    with _reading(name), _quiet():
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
+    _override(config, config_overrides, name)
+    appended = configure_pooling(config, pooling, is_classifier=is_classifier)
+    model, differences = _from_pretrained(
+        model_class,
+        name,
+        revision,
+        config,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    anatomy = analyse(model)
+    check_differences(differences, model, anatomy, name, may_lack_constant=appended)
+    same_head = type(model).__name__ in trained_as and trained_labels == dict(config.id2label or {})
+    fresh = fresh_parameters(model, anatomy, differences, same_head=same_head, new_pooler=appended)
+    initialise(model, fresh, seed)
+    if anatomy.constant:
+        write_pooling_block(model, anatomy)
+    _match_tokenizer(model, tokenizer, name)
+    if gradient_checkpointing:
+        with _reading(name):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, revision)
+
+
+def load_trained(
+    folder: str | Path, *, attn_implementation: str | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load what a training left behind: a plain Hugging Face folder, or a PEFT adapter with its config.json.
+
+    Args:
+        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included.
+        attn_implementation: Passed to transformers.
+        trust_remote_code: Passed to transformers.
+
+    Returns:
+        The loaded model in eval mode, nothing newly initialised.
+
+    Raises:
+        CheckpointError: The folder cannot be read, or a weight is missing from it.
+    """
+    name = str(folder)
+    if not os.path.isdir(name):
+        raise CheckpointError("no such folder", where=name)
+    with _reading(name), _quiet():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    adapter = _read_adapter_config(name)
+    base, revision = (adapter["base_model_name_or_path"], adapter.get("revision")) if adapter else (name, None)
+    model, differences = _from_pretrained(
+        _trained_class(config, name),
+        base,
+        revision,
+        config,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    anatomy = analyse(model)
+    if adapter is None:
+        check_differences(differences, model, anatomy, name, may_lack_head=False)
+    else:
+        check_differences(differences, model, anatomy, base, may_lack_constant=True)
+        check_adapter_saves(
+            adapter, (differences.missing | differences.mismatched) & set(anatomy.parameter_depth), name
+        )
+    if anatomy.constant:
+        write_pooling_block(model, anatomy)
+    _match_tokenizer(model, tokenizer, name)
+    if adapter is not None:
+        with _reading(name), _quiet():
+            model = cast(PreTrainedModel, PeftModel.from_pretrained(model, name, is_trainable=False).eval())
+    return LoadedModel(model, tokenizer, anatomy, (), name, None)
+
+
+def max_input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens one input may have, special tokens included; None when nothing limits it.
+
+    Args:
+        model: The model. RoBERTa and its relatives number positions from `pad_token_id + 1` on.
+        tokenizer: Its tokenizer, which sets the limit where positions are only relative (T5).
+    """
+    family = FAMILIES.get(model.config.model_type)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if family is None or not family.absolute_positions or positions is None:
+        limit = tokenizer.model_max_length
+        return limit if limit < SANE_LENGTH else None
+    return int(positions - model.config.pad_token_id - 1 if family.offset_positions else positions)
+
+
+def _model_class(auto_class: type | str) -> Any:
+    """The transformers class of this name."""
+    if isinstance(auto_class, str):
+        found = getattr(transformers, auto_class, None)
+        if found is None:
+            raise CheckpointError(f"transformers has no class {auto_class!r}")
+        return found
+    return auto_class
+
+
+def _trained_class(config: PretrainedConfig, name: str) -> Any:
+    """The class that a trained folder was saved from."""
+    architectures = config.architectures or []
+    if len(architectures) != 1:
+        raise CheckpointError("config.json does not name one architecture", where=name, fix="save with save_pretrained")
+    return _model_class(architectures[0])
+
+
+def _override(config: PretrainedConfig, overrides: Mapping[str, Any], name: str) -> None:
+    """Set config attributes; label names last, since setting num_labels replaces them."""
+    for key in sorted(overrides, key=lambda key: key != "num_labels"):
+        if not hasattr(config, key):
+            raise CheckpointError(f"config of {config.model_type!r} has no attribute {key!r}", where=name)
+        setattr(config, key, overrides[key])
+
+
+def _from_pretrained(
+    model_class: Any,
+    name: str,
+    revision: str | None,
+    config: PretrainedConfig,
+    *,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, Differences]:
+    """Load fp32 weights and say how they differ from the model's."""
+    remote_code = {"trust_remote_code": True} if trust_remote_code else {}
+    with _reading(name), _quiet(), torch.random.fork_rng(devices=[]):
+        model, report = model_class.from_pretrained(
+            name,
+            revision=revision or "main",
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **remote_code,
+        )
+    mismatched = frozenset(key for key, *_ in report["mismatched_keys"])
+    return model, Differences(frozenset(report["missing_keys"]), frozenset(report["unexpected_keys"]), mismatched)
+
+
+def _match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give the config the tokenizer's padding token, which decoders look for to find the last token of a text."""
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings", where=name)
+    if model.config.pad_token_id is None or FAMILIES[model.config.model_type].head_token == "last":
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _read_adapter_config(folder: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder, None if there is none."""
+    path = Path(folder, "adapter_config.json")
+    if not path.exists():
+        return None
+    with _reading(folder):
+        adapter = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
+        raise CheckpointError("base_model_name_or_path is missing", where=str(path))
+    return adapter
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what reading a checkpoint may raise into a CheckpointError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if os.path.isdir(name):
+            if not os.path.exists(os.path.join(name, "config.json")):
+                raise CheckpointError("no config.json in this folder", where=name) from error
+            raise CheckpointError(f"cannot be loaded: {reason}", where=name) from error
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise CheckpointError("no such folder", where=name) from error
+        if "connect" in reason or "offline" in reason.lower():
+            reason = "not a folder here, and the Hub could not be reached"
+        raise CheckpointError(reason, where=name, fix="give a folder, or a Hub id this machine can reach") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars, and put them back as they were."""
+    logging = transformers.utils.logging
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,70 @@
+"""Leave a plain Hugging Face folder that transformers and PEFT load without us.
+
+An adapter folder is complete: `config.json` and `model.safetensors` hold the backbone with the trained head, the adapter files hold what
+was inserted. transformers then needs neither the original checkpoint nor the number of labels to load it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Prefixes of what PEFT inserts beside the original weights.
+INSERTED = ("lora_", "ia3_l")
+
+
+def save_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    checkpoint: str,
+    revision: str | None,
+    config: Mapping[str, Any],
+) -> None:
+    """Write the model beside its destination and rename, so that the folder is whole or absent.
+
+    Args:
+        model: A transformers model, or a PEFT model around one.
+        tokenizer: Its tokenizer.
+        folder: Where to; replaced if it exists.
+        checkpoint: What was fine-tuned, written into an adapter's config.
+        revision: Its revision.
+        config: More entries for config.json.
+    """
+    temporary = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore
+    for name, value in config.items():
+        setattr(inner.config, name, value)
+    if inner is model:
+        inner.save_pretrained(temporary)
+    else:
+        inner.save_pretrained(temporary, state_dict=plain_state(inner))
+        for adapter in model.peft_config.values():  # type: ignore[union-attr]
+            adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        # PEFT writes a card without content; the run writes its own.
+        (temporary / "README.md").unlink(missing_ok=True)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state of a model that PEFT changed, under its original names: the old backbone with the trained head."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if any(marker in name for marker in INSERTED) or ".original_module." in name:
+            continue
+        state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
+    return state

@@ -1,0 +1,193 @@
+"""Recipe: frozen, validated data that fully describes one training. Nothing here imports torch.
+
+Leaf names are Hugging Face's where they exist. A field left at None is derived when the run starts (from the strategy's measured
+defaults, the data or the checkpoint), printed with its origin and written to the run's `recipe.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataSection(Section):
+    """Where the examples come from and which columns matter."""
+
+    train: str | None = Field(None, description="Training file (csv, tsv, json, jsonl, parquet) or saved datasets folder.")
+    validation: str | None = Field(None, description="Validation file; without one a part of train is cut off.")
+    test: str | None = Field(None, description="Test file, scored once at the end.")
+    name: str | None = Field(None, description="Hub dataset id or saved DatasetDict folder, in place of files.")
+    config: str | None = Field(None, description="Configuration of the Hub dataset.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub dataset.")
+    train_split: str = Field("train", description="Split of `name` to train on.")
+    validation_split: str = Field("validation", description="Split of `name` to validate on.")
+    test_split: str = Field("test", description="Split of `name` to test on.")
+    text: str = Field("text", description="Column with the text.")
+    text_pair: str | None = Field(None, description="Column with the second text of a pair.")
+    label: str = Field("label", description="Column with the label (a string, an integer, a number or a list of labels).")
+    group: str | None = Field(None, description="Column whose equal values never land in two splits.")
+    validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
+    max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
+    max_length: PositiveInt | None = Field(None, description="Longest input in tokens; derived from data and model.")
+
+
+class TextClassification(Section):
+    """Single label, pairs, multi-label and regression are one task with a `problem` setting."""
+
+    type: Literal["text_classification"] = "text_classification"
+    problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
+        "auto", description="What the label is; auto: lists are multi-label, fractions are regression, else single label."
+    )
+    pooling: Literal["auto", "own", "cls", "mean", "last"] = Field(
+        "auto", description="What the head reads; auto: mean where only the head learns and the model allows it, else own."
+    )
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: weigh classes by inverse frequency.")
+    label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes (single label).")
+    focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
+    tune_thresholds: bool = Field(True, description="Multi-label: choose each label's threshold on validation.")
+
+
+class StrategySection(Section):
+    """Base of the strategies' settings."""
+
+
+class FeatureExtraction(StrategySection):
+    """Freeze the backbone and train the head: one stage with the boundary at the head."""
+
+    type: Literal["feature_extraction"] = "feature_extraction"
+
+
+class TopLayers(StrategySection):
+    """Train the head and the top k blocks: one stage with the boundary at L + 1 - k."""
+
+    type: Literal["top_layers"] = "top_layers"
+    k: PositiveInt = Field(2, description="How many blocks learn, counted from the head down.")
+
+
+class GradualUnfreezing(StrategySection):
+    """Unfreeze from the head down, in descending stages (ULMFiT, arXiv:1801.06146)."""
+
+    type: Literal["gradual_unfreezing"] = "gradual_unfreezing"
+    stages: Annotated[int, Field(ge=2)] = Field(4, description="Number of stages, spread evenly from the head to depth 0.")
+
+
+class FullFineTuning(StrategySection):
+    """Train everything: one stage with the boundary at 0."""
+
+    type: Literal["full_fine_tuning"] = "full_fine_tuning"
+
+
+# A field that several strategies share must be defined once: the command line refuses two definitions of one flag.
+MERGE: Any = Field(False, description="Fold what was trained into the weights and leave a plain model.")
+
+
+class Lora(StrategySection):
+    """Low-rank adapters in frozen blocks (arXiv:2106.09685); the head is always trained and saved."""
+
+    type: Literal["lora"] = "lora"
+    r: PositiveInt = Field(8, description="Rank of the adapters.")
+    alpha: float | None = Field(None, gt=0, description="Scale numerator; derived: 2 r.")
+    dropout: Fraction = Field(0.05, description="Dropout on the adapters' input.")
+    targets: Literal["attention", "query_value", "all_linear"] | list[str] = Field(
+        "all_linear", description="Which linear layers of the blocks get adapters, or a list of module name endings."
+    )
+    top_blocks: PositiveInt | None = Field(None, description="Adapt the top k blocks alone; all blocks when absent.")
+    dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv:2402.09353).")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).")
+    merge: bool = MERGE
+
+
+class Ia3(StrategySection):
+    """Learned rescaling of keys, values and feed-forward activations (IA3, arXiv:2205.05638)."""
+
+    type: Literal["ia3"] = "ia3"
+    merge: bool = MERGE
+
+
+class BitFit(StrategySection):
+    """Train the bias terms of the blocks and the head (BitFit, arXiv:2106.10199)."""
+
+    type: Literal["bitfit"] = "bitfit"
+
+
+class LpFt(StrategySection):
+    """Linear probe, then fine-tune everything (arXiv:2202.10054): two stages."""
+
+    type: Literal["lp_ft"] = "lp_ft"
+    probe_share: Rate = Field(0.3, lt=1.0, description="Share of the optimizer steps that trains the head alone.")
+
+
+StrategySettings = Annotated[
+    FeatureExtraction | TopLayers | GradualUnfreezing | FullFineTuning | Lora | Ia3 | BitFit | LpFt,
+    Field(discriminator="type"),
+]
+
+
+class OptimSection(Section):
+    """Optimisation. None means: the strategy's measured default."""
+
+    learning_rate: Rate | None = Field(None, description="Peak rate of the top block, of adapters and of a head alone.")
+    head_learning_rate: Rate | None = Field(None, description="Peak rate of the head when more than the head learns.")
+    num_train_epochs: PositiveInt | None = Field(None, description="Passes over the training data.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps.")
+    per_device_train_batch_size: PositiveInt = Field(32, description="Examples per device and micro-step.")
+    per_device_eval_batch_size: PositiveInt = Field(256, description="At most this many examples per evaluation batch.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-steps per optimizer step.")
+    weight_decay: float | None = Field(None, ge=0.0, le=1.0, description="Decay of weight matrices (not biases or norms).")
+    warmup_ratio: Fraction | None = Field(None, description="Share of a stage's steps that ramps the rate up.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup", "polynomial"] = Field(
+        "linear", description="How the rate falls after the warm-up."
+    )
+    layer_decay: Rate | None = Field(None, description="Factor on the rate for every block further down.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the gradient's norm at this; 0 does not clip.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    torch_compile: bool = Field(False, description="Compile the model's forward pass.")
+
+
+class EvaluationSection(Section):
+    """When to evaluate and what decides which model is kept."""
+
+    every: PositiveInt | None = Field(None, description="Evaluate every N optimizer steps; each epoch when absent.")
+    metric: str | None = Field(None, description="Metric that chooses the best model; derived from the problem.")
+    load_best: bool = Field(True, description="Keep the weights with the best validation metric, not the last ones.")
+    early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
+
+
+class Recipe(Section):
+    """One training, whole: checkpoint, data, task, strategy, optimisation, evaluation, output and seed."""
+
+    checkpoint: str = Field(description="Hub id (with @revision) or local folder of the pretrained model.")
+    data: DataSection = Field(default_factory=DataSection, description="The examples.")
+    task: TextClassification = Field(default_factory=TextClassification, description="What is predicted.")
+    strategy: StrategySettings = Field(default_factory=FullFineTuning, description="Which weights learn, and when.")
+    optim: OptimSection = Field(default_factory=OptimSection, description="Optimisation.")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Evaluation.")
+    output_dir: str | None = Field(None, description="Folder for the run; derived: runs/TASK-STRATEGY-TIME.")
+    overwrite: bool = Field(False, description="Replace an earlier run in output_dir.")
+    resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
+    checkpoint_every: PositiveInt | None = Field(None, description="Save the training state every N optimizer steps.")
+    keep_checkpoints: PositiveInt = Field(1, description="How many training states to keep.")
+    trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
+    seed: int = Field(13, ge=0, description="Seed of the head, the order of examples and dropout.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy_by_name(cls, values: Any) -> Any:
+        """Accept `strategy="lora"` and a mapping without `type` as what they evidently mean."""
+        if isinstance(values, dict):
+            strategy = values.get("strategy")
+            if isinstance(strategy, str):
+                values = {**values, "strategy": {"type": strategy}}
+            elif isinstance(strategy, dict) and "type" not in strategy:
+                values = {**values, "strategy": {"type": "full_fine_tuning", **strategy}}
+        return values

@@ -1,0 +1,91 @@
+"""Run: the folder that one recipe leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hftransfer.errors import RecipeError
+from hftransfer.recipe import Recipe
+
+RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
+
+
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: The run's folder: `recipe.yaml`, `log.jsonl`, `metrics.json`, `model/`, `checkpoints/`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def model_folder(self) -> Path:
+        """The plain Hugging Face folder."""
+        return self.folder / MODEL_FOLDER
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return Recipe(**yaml.safe_load((self.folder / RECIPE_FILE).read_text(encoding="utf-8")))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Scores per split, times and counts."""
+        found: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of the training log."""
+        lines = (self.folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def check_output_folder(recipe: Recipe) -> None:
+    """Refuse an output folder that holds something already, before anything heavy is done.
+
+    Raises:
+        RecipeError: If it exists and neither --overwrite nor --resume auto says what to do with it.
+    """
+    folder = Path(recipe.output_dir or "")
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError("is a file, not a folder", where=str(folder), fix="choose another --output_dir")
+    if not folder.is_dir() or not any(folder.iterdir()) or recipe.resume == "auto":
+        return
+    if not recipe.overwrite:
+        raise RecipeError(
+            "the output folder is not empty", where=str(folder), fix="choose another --output_dir, or --overwrite, or --resume auto"
+        )
+    if not (folder / RECIPE_FILE).is_file():
+        raise RecipeError(
+            "is not the folder of a run, so it is not overwritten", where=str(folder), fix="choose another --output_dir"
+        )
+
+
+def create_run(recipe: Recipe) -> Run:
+    """Make the run's folder and write the resolved recipe into it."""
+    folder = Path(recipe.output_dir or "")
+    if recipe.overwrite and recipe.resume != "auto" and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    write_whole(folder / RECIPE_FILE, text)
+    return Run(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

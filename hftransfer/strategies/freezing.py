@@ -1,0 +1,92 @@
+"""Frozen means frozen: no gradient and no dropout below the boundary, whoever calls `model.train()`."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hftransfer.models.anatomy import Anatomy, analyse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Attributes on the transformers model. Plain attributes, so neither saved nor seen as submodules.
+ANATOMY = "_hftransfer_anatomy"
+FROZEN_MODULES = "_hftransfer_frozen_modules"
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, or the model itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner  # type: ignore[return-value]
+
+
+def attach_anatomy(model: nn.Module, anatomy: Anatomy | None = None) -> Anatomy:
+    """Compute the anatomy of a model before anything is inserted into it, and keep it with the model."""
+    known = getattr(model, ANATOMY, None)
+    anatomy = anatomy or known or analyse(model)  # type: ignore[arg-type]
+    object.__setattr__(model, ANATOMY, anatomy)
+    return anatomy
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """The anatomy that `attach_anatomy` kept; PEFT renames parameters, so it cannot be computed afterwards."""
+    inner = transformers_model(model)
+    return getattr(inner, ANATOMY, None) or attach_anatomy(inner)
+
+
+def _depth_of_path(path: str, module_depth: Any) -> int:
+    """Depth of the longest known module path that this path starts with (inserted modules belong to their host)."""
+    while path not in module_depth:
+        path = path.rpartition(".")[0]
+    return int(module_depth[path])
+
+
+def parameter_depths(model: nn.Module) -> dict[str, int]:
+    """Depth of every parameter, inserted ones included, by its name in `model.named_parameters()`."""
+    inner = transformers_model(model)
+    anatomy = anatomy_of(model)
+    inner_depth = {
+        id(parameter): anatomy.parameter_depth[name]
+        if name in anatomy.parameter_depth
+        else _depth_of_path(name, anatomy.module_depth)
+        for name, parameter in inner.named_parameters()
+    }
+    return {name: inner_depth[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def _train_above_boundary(self: nn.Module, mode: bool = True) -> nn.Module:
+    """`train()` that leaves frozen modules in eval mode."""
+    type(self).train(self, mode)
+    for module in getattr(self, FROZEN_MODULES, ()):
+        module.training = False
+    return self
+
+
+def set_boundary(model: nn.Module, boundary: int, learns: Callable[[str, int], bool]) -> None:
+    """Freeze what is below the boundary and what `learns` denies; switch the rest to train mode.
+
+    Args:
+        model: A transformers or PEFT model.
+        boundary: The lowest depth whose modules run in train mode.
+        learns: Says of a parameter's name and depth whether it gets gradients.
+    """
+    inner = transformers_model(model)
+    anatomy = anatomy_of(model)
+    depths = parameter_depths(model)
+    for name, parameter in model.named_parameters():
+        # PEFT keeps an untrained copy of modules that it trains (`original_module`): never let it learn.
+        parameter.requires_grad_(".original_module." not in name and learns(name, depths[name]))
+    frozen = [module for path, module in inner.named_modules() if _depth_of_path(path, anatomy.module_depth) < boundary]
+    object.__setattr__(inner, FROZEN_MODULES, frozen)
+    object.__setattr__(inner, "train", types.MethodType(_train_above_boundary, inner))
+    model.train()
+
+
+def plain_name(name: str) -> str:
+    """The parameter's name in the plain transformers model: without what PEFT puts around it."""
+    name = name.removeprefix("base_model.model.")
+    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".").replace(".original_module.", ".")

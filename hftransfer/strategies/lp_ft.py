@@ -1,0 +1,19 @@
+"""Linear probe, then fine-tune (arXiv:2202.10054): the head is trained before it can distort the features."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hftransfer.models.anatomy import Anatomy
+from hftransfer.strategies.base import Stage, Strategy
+
+
+class LpFt(Strategy):
+    """Train the head alone, then everything."""
+
+    type: ClassVar[str] = "lp_ft"
+
+    def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
+        """Two stages: the head, then everything at one rate."""
+        share = self.settings.probe_share
+        return (Stage("head", anatomy.head_depth, share), Stage("everything", 0, 1 - share, shared_rate=True))

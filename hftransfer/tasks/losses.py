@@ -1,0 +1,51 @@
+"""Losses of classification, summed over the batch so that unequal batches and ranks add up exactly.
+
+Shape legend: B rows of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def classification_loss(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    class_weights_C: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Cross-entropy summed over rows, with class weights, label smoothing and the focal factor (arXiv:1708.02002, equation 5).
+
+    Divided by the sum of the rows' class weights this is `torch.nn.functional.cross_entropy(..., reduction="mean")`.
+    """
+    if not focal_gamma:
+        return functional.cross_entropy(
+            logits_BC, labels_B, weight=class_weights_C, label_smoothing=label_smoothing, reduction="sum"
+        )
+    losses_B = functional.cross_entropy(
+        logits_BC, labels_B, weight=class_weights_C, label_smoothing=label_smoothing, reduction="none"
+    )
+    true_probability_B = logits_BC.softmax(-1).gather(1, labels_B[:, None])[:, 0]
+    return ((1 - true_probability_B) ** focal_gamma * losses_B).sum()
+
+
+def multi_label_loss(
+    logits_BC: Tensor, targets_BC: Tensor, positive_weights_C: Tensor | None = None, focal_gamma: float = 0.0
+) -> Tensor:
+    """Binary cross-entropy, averaged over the labels of a row and summed over rows."""
+    losses_BC = functional.binary_cross_entropy_with_logits(
+        logits_BC, targets_BC, pos_weight=positive_weights_C, reduction="none"
+    )
+    if focal_gamma:
+        probability_BC = logits_BC.sigmoid()
+        true_probability_BC = torch.where(targets_BC > 0.5, probability_BC, 1 - probability_BC)
+        losses_BC = (1 - true_probability_BC) ** focal_gamma * losses_BC
+    return losses_BC.mean(-1).sum()
+
+
+def regression_loss(predictions_B: Tensor, targets_B: Tensor) -> Tensor:
+    """Squared error summed over rows."""
+    return functional.mse_loss(predictions_B, targets_B, reduction="sum")

@@ -1,0 +1,188 @@
+"""Text classification: single label, pairs, multi-label and regression are one task with a `problem` setting.
+
+Shape legend: N rows, B rows of a batch, C outputs of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from hftransfer.recipe import DataSection, TextClassification
+from hftransfer.tasks import metrics
+from hftransfer.tasks.base import Features, pad_columns
+from hftransfer.tasks.labels import Labels, column_names, infer_labels
+from hftransfer.tasks.losses import classification_loss, multi_label_loss, regression_loss
+from hftransfer.tasks.tokenization import tokenize
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+DEFAULT_METRICS = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "spearman"}
+# Above this a rare label's weight makes its few examples decide the training.
+MAX_POSITIVE_WEIGHT = 20.0
+
+
+class TextClassificationTask:
+    """Implements the Task protocol on the stock sequence classification heads."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, settings: TextClassification, data: DataSection, labels: Labels) -> None:
+        self.settings, self.data, self.labels = settings, data, labels
+        self.default_metric = DEFAULT_METRICS[labels.problem]
+        self.thresholds_C = np.full(labels.num_outputs, 0.5)
+        self.class_weights_C: torch.Tensor | None = None
+        self.pad_values = {"input_ids": 0}
+
+    @classmethod
+    def from_data(cls, settings: TextClassification, data: DataSection, train: Dataset) -> TextClassificationTask:
+        """Infer problem and label names from the training examples."""
+        return cls(settings, data, infer_labels(train, data.label, settings.problem, "training data"))
+
+    @classmethod
+    def from_model(cls, config: Any, data: DataSection) -> TextClassificationTask:
+        """Take problem and label names from the config of a trained model."""
+        problem = next((name for name, stored in PROBLEM_TYPES.items() if stored == config.problem_type), None)
+        problem = problem or ("regression" if config.num_labels == 1 else "single_label")
+        names = () if problem == "regression" else tuple(config.id2label[index] for index in range(config.num_labels))
+        task = cls(TextClassification(problem=problem), data, Labels(problem, names))  # type: ignore[arg-type]
+        thresholds = getattr(config, "label_thresholds", None)
+        if thresholds:
+            task.thresholds_C = np.asarray([thresholds[name] for name in names])
+        return task
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Number and names of labels and the problem type, in transformers' words."""
+        overrides: dict[str, Any] = {
+            "num_labels": self.labels.num_outputs,
+            "problem_type": PROBLEM_TYPES[self.labels.problem],
+        }
+        if self.labels.names:
+            overrides["id2label"] = dict(enumerate(self.labels.names))
+            overrides["label2id"] = {name: index for index, name in enumerate(self.labels.names)}
+        return overrides
+
+    def saved_config(self) -> dict[str, Any]:
+        """What a trained model's config must also keep: the thresholds of a multi-label model."""
+        if self.labels.problem != "multi_label":
+            return {}
+        return {"label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
+
+    def initialise_head(self, model: PreTrainedModel, fresh_parameters: Sequence[str], features: Features) -> None:
+        """Start a new output layer at the labels' base rate (log-odds) or the target's mean, and set the class weights.
+
+        With 28 rare labels a zero bias spends the first epoch on learning that labels are rare (arXiv:1708.02002, section 3.3).
+        """
+        assert features.labels is not None
+        if self.settings.class_weights == "balanced":
+            self.class_weights_C = self._balanced_weights(features.labels)
+        bias = next(
+            (
+                parameter
+                for name, parameter in model.named_parameters()
+                if name in fresh_parameters and name.endswith("bias") and parameter.shape == (self.labels.num_outputs,)
+            ),
+            None,
+        )
+        if bias is None or self.labels.problem == "single_label":
+            return
+        mean = torch.as_tensor(features.labels.mean(axis=0), dtype=bias.dtype)
+        if self.labels.problem == "multi_label":
+            mean = torch.logit(mean.clamp(1e-4, 1 - 1e-4))
+        with torch.no_grad():
+            bias.copy_(mean)
+
+    def _balanced_weights(self, labels: NDArray[Any]) -> torch.Tensor | None:
+        """Inverse class frequencies, of mean 1 over examples; for multi-label negatives per positive."""
+        if self.labels.problem == "regression":
+            return None
+        if self.labels.problem == "multi_label":
+            positives_C = np.maximum(labels.sum(axis=0), 1.0)
+            weights_C = np.minimum((len(labels) - positives_C) / positives_C, MAX_POSITIVE_WEIGHT)
+        else:
+            counts_C = np.maximum(np.bincount(labels, minlength=len(self.labels.names)), 1)
+            weights_C = len(labels) / (len(self.labels.names) * counts_C)
+        return torch.as_tensor(weights_C, dtype=torch.float32)
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Features:
+        """Tokenize the text column, or the pair of columns, one row per example."""
+        self.pad_values = {"input_ids": tokenizer.pad_token_id or 0}
+        labels = None
+        if self.data.label in dataset.column_names:
+            labels = self.labels.encode(column_names(dataset, self.data.label), f"column {self.data.label!r}")
+        pairs = None if self.data.text_pair is None else dataset[self.data.text_pair][:]
+        return tokenize(tokenizer, dataset[self.data.text][:], pairs, max_length, labels)
+
+    def collate(self, features: Features, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Inputs padded to the longest row of the batch, and `labels`."""
+        arrays: dict[str, Any] = pad_columns(features, rows, self.pad_values)
+        if features.labels is not None:
+            arrays["labels"] = features.labels[rows]
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def weight(self, features: Features, rows: NDArray[np.int64]) -> float:
+        """The number of rows; with class weights on a single label, the sum of their weights."""
+        if self.class_weights_C is None or self.labels.problem != "single_label" or features.labels is None:
+            return float(len(rows))
+        return float(self.class_weights_C.numpy()[features.labels[rows]].sum())
+
+    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The problem's loss, summed over the batch."""
+        logits_BC, labels = outputs.logits.float(), batch["labels"]
+        weights_C = None if self.class_weights_C is None else self.class_weights_C.to(logits_BC.device)
+        if self.labels.problem == "regression":
+            return regression_loss(logits_BC[:, 0], labels)
+        if self.labels.problem == "multi_label":
+            return multi_label_loss(logits_BC, labels, weights_C, self.settings.focal_gamma)
+        return classification_loss(
+            logits_BC, labels, weights_C, self.settings.label_smoothing, self.settings.focal_gamma
+        )
+
+    def predictions(self, outputs: Any) -> torch.Tensor:
+        """The logits, (B, C)."""
+        return outputs.logits.float()  # type: ignore[no-any-return]
+
+    def calibrate(self, predictions_NP: NDArray[np.float32], features: Features) -> None:
+        """Multi-label: the threshold of each label that maximises its F1 on validation data."""
+        if self.labels.problem == "multi_label" and self.settings.tune_thresholds and features.labels is not None:
+            self.thresholds_C = metrics.tune_thresholds(features.labels, expit(predictions_NP))
+
+    def score(self, predictions_NP: NDArray[np.float32], features: Features) -> dict[str, float]:
+        """All metrics of the problem."""
+        assert features.labels is not None
+        if self.labels.problem == "regression":
+            return metrics.regression_metrics(features.labels, predictions_NP[:, 0])
+        if self.labels.problem == "multi_label":
+            return metrics.multi_label_metrics(
+                features.labels, expit(predictions_NP), self.thresholds_C, self.labels.names
+            )
+        return metrics.classification_metrics(features.labels, softmax(predictions_NP, axis=-1), self.labels.names)
+
+    def decode(self, predictions_NP: NDArray[np.float32], features: Features) -> list[dict[str, Any]]:
+        """Per example the label (or labels, or value) and the probability of every label."""
+        if self.labels.problem == "regression":
+            return [{"prediction": float(value)} for value in predictions_NP[:, 0]]
+        names = self.labels.names
+        if self.labels.problem == "multi_label":
+            probabilities_NC = expit(predictions_NP)
+            chosen_NC = probabilities_NC >= self.thresholds_C
+            predictions: list[Any] = [[names[c] for c in np.flatnonzero(row)] for row in chosen_NC]
+        else:
+            probabilities_NC = softmax(predictions_NP, axis=-1)
+            predictions = [names[c] for c in probabilities_NC.argmax(-1)]
+        return [
+            {"prediction": prediction, "probabilities": dict(zip(names, map(float, row), strict=True))}
+            for prediction, row in zip(predictions, probabilities_NC, strict=True)
+        ]

@@ -1,0 +1,77 @@
+"""Defaults per strategy, measured with benchmarks/defaults.py, and where every value of a recipe comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from hftransfer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Optimisation that a strategy starts from when the recipe says nothing (docs/defaults.md has the measurements)."""
+
+    learning_rate: float
+    num_train_epochs: int
+    head_learning_rate: float | None = None
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    layer_decay: float = 1.0
+
+
+STRATEGY_DEFAULTS: dict[str, Defaults] = {
+    "feature_extraction": Defaults(learning_rate=1e-3, num_train_epochs=10),
+    "top_layers": Defaults(learning_rate=5e-4, num_train_epochs=6, layer_decay=0.8),
+    "gradual_unfreezing": Defaults(learning_rate=2e-4, head_learning_rate=1e-3, num_train_epochs=6, layer_decay=0.8),
+    "full_fine_tuning": Defaults(learning_rate=2e-4, num_train_epochs=5, layer_decay=0.8),
+    "lora": Defaults(learning_rate=1e-3, num_train_epochs=6),
+    "ia3": Defaults(learning_rate=5e-3, head_learning_rate=1e-3, num_train_epochs=8),
+    "bitfit": Defaults(learning_rate=2e-3, head_learning_rate=1e-3, num_train_epochs=8),
+    "lp_ft": Defaults(learning_rate=2e-4, head_learning_rate=1e-3, num_train_epochs=6, layer_decay=0.8),
+}
+
+Origins = dict[str, str]
+
+
+def flatten(section: BaseModel, prefix: str = "", *, only_set: bool = False) -> dict[str, Any]:
+    """The leaf values of a recipe by dotted name; with `only_set` those alone that were given."""
+    leaves: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            if not only_set or name in section.model_fields_set:
+                leaves |= flatten(value, f"{prefix}{name}.", only_set=only_set)
+        elif not only_set or name in section.model_fields_set:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def resolve(recipe: Recipe, given: Mapping[str, str] | None = None) -> tuple[Recipe, Origins]:
+    """Fill in the strategy's defaults.
+
+    Args:
+        recipe: The recipe as it was given.
+        given: Dotted name -> "flag" or "YAML"; from Python, what was passed counts as given.
+
+    Returns:
+        The recipe without open optimisation fields, and the origin of every leaf.
+    """
+    origins = dict.fromkeys(flatten(recipe), "default")
+    origins |= dict(given) if given is not None else dict.fromkeys(flatten(recipe, only_set=True), "given")
+    updates = {}
+    for name, value in asdict(STRATEGY_DEFAULTS[recipe.strategy.type]).items():
+        if getattr(recipe.optim, name) is None and value is not None:
+            updates[name] = value
+            origins[f"optim.{name}"] = f"default of {recipe.strategy.type}"
+    return recipe.model_copy(update={"optim": recipe.optim.model_copy(update=updates)}), origins
+
+
+def derive(recipe: Recipe, origins: Origins, section: str, name: str, value: Any, reason: str) -> Recipe:
+    """Set a leaf to what was derived from data or checkpoint, with the reason as its origin."""
+    part = getattr(recipe, section).model_copy(update={name: value})
+    origins[f"{section}.{name}"] = f"derived: {reason}"
+    return recipe.model_copy(update={section: part})

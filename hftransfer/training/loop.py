@@ -1,0 +1,225 @@
+"""The training loop: stages from the strategy, an optimizer per stage, evaluation, the best weights, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hftransfer.errors import TrainingError
+from hftransfer.models.anatomy import Anatomy
+from hftransfer.recipe import Recipe
+from hftransfer.strategies import Strategy
+from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.metrics import greater_is_better
+from hftransfer.training.evaluate import predict
+from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
+from hftransfer.training.state import Progress, TrainingState
+from hftransfer.training.steps import EpochBatches, training_step
+from hftransfer.training.trackers import RunLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG_EVERY = 10
+
+
+@dataclass
+class Training:
+    """Everything one training needs, built by `finetune` in dependency order."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    strategy: Strategy
+    anatomy: Anatomy
+    model: nn.Module
+    task: Task
+    train: Features
+    validation: Features
+    folder: Path
+    metric: str
+    _best: dict[str, torch.Tensor] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        optim = self.recipe.optim
+        world_size = self.accelerator.num_processes
+        self.batches = EpochBatches(
+            self.train.lengths_N,
+            optim.per_device_train_batch_size * optim.gradient_accumulation_steps * world_size,
+            self.recipe.seed,
+        )
+        assert optim.num_train_epochs is not None
+        self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs
+        self.stages = split_steps(self.strategy.stages(self.anatomy), self.total_steps)
+        self.learned_names = self._learned_in_any_stage()
+        self.state = TrainingState(self.folder / "checkpoints", self.recipe, self.train, self.accelerator)
+
+    def _learned_in_any_stage(self) -> tuple[str, ...]:
+        """Names of all parameters that learn at some time: a best model from an early stage must restore them all."""
+        names: dict[str, None] = {}
+        for current in self.stages:
+            self.strategy.enter_stage(self.model, current.stage)
+            names |= {name: None for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return tuple(names)
+
+    def run(self) -> Progress:
+        """Train to the end and leave the best weights in the model.
+
+        Raises:
+            TrainingError: If the loss is no longer a finite number.
+        """
+        with RunLog(self.accelerator, self.recipe, self.folder, self.total_steps) as log:
+            if self.recipe.resume == "auto":
+                self._resume(log)
+            started = time.perf_counter() - self.progress.seconds
+            for stage_steps in self.stages:
+                if self.progress.step < stage_steps.end and not self.progress.stopped:
+                    self._run_stage(stage_steps, log, started)
+            self.progress.seconds = time.perf_counter() - started
+        if self.recipe.evaluation.load_best:
+            restore(self.model, self._best)
+        return self.progress
+
+    def _resume(self, log: RunLog) -> None:
+        """Continue from the newest valid checkpoint, if there is one."""
+        found = self.state.load()
+        if found is None:
+            log.say("no checkpoint to resume from: starting at step 0")
+            return
+        self.progress, weights, self._best = found
+        restore(self.model, weights)
+        log.say(f"resumed at step {self.progress.step}")
+
+    def _run_stage(self, current: StageSteps, log: RunLog, started: float) -> None:
+        """Freeze, build optimizer and wrapper anew, and run the stage's steps: an old optimizer would not train what thawed."""
+        self.strategy.enter_stage(self.model, current.stage)
+        optimizer = self._optimizer(current)
+        peak_rates = [group["lr"] for group in optimizer.param_groups]
+        model = self.accelerator.prepare_model(self.model)
+        optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if current.start < self.progress.step:
+            self.state.load_optimizer(optimizer, self.accelerator.scaler)
+        model.train()
+        for step in range(max(current.start, self.progress.step), current.end):
+            factor = self._rate_factor(current, step)
+            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak * factor
+            loss = training_step(
+                self.accelerator,
+                model,
+                optimizer,
+                self.task,
+                self.train,
+                self.batches[step],
+                self.recipe.optim,
+                seed=self.recipe.seed,
+                step=step,
+            )
+            self.progress.step = step + 1
+            self._after_step(loss, max(peak_rates) * factor, current, model, optimizer, log, started)
+            if self.progress.stopped:
+                break
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+    def _optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
+        """AdamW over what learns in this stage."""
+        optim = self.recipe.optim
+        assert optim.learning_rate is not None
+        only_head = len(self.stages) == 1 and current.stage.boundary == self.anatomy.head_depth
+        shared = current.stage.shared_rate or only_head
+        groups = self.strategy.param_groups(
+            self.model,
+            optim.learning_rate,
+            head_learning_rate=None if shared else optim.head_learning_rate,
+            weight_decay=optim.weight_decay or 0.0,
+            layer_decay=optim.layer_decay or 1.0,
+        )
+        fused = self.accelerator.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, fused=fused)
+
+    def _rate_factor(self, current: StageSteps, step: int) -> float:
+        """The learning rate at this step as a share of its peak; each stage warms up and falls anew."""
+        optim = self.recipe.optim
+        return rate_factor(optim.lr_scheduler_type, step - current.start, current.steps, optim.warmup_ratio or 0.0)
+
+    def _after_step(
+        self,
+        loss: torch.Tensor,
+        rate: float,
+        current: StageSteps,
+        model: nn.Module,
+        optimizer: Any,
+        log: RunLog,
+        started: float,
+    ) -> None:
+        """Log, evaluate and save when it is time."""
+        step = self.progress.step
+        log.add_loss(loss)
+        # Reading the loss waits for the GPU; on CPU it is free.
+        if step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":
+            value = float(self.accelerator.reduce(loss, "sum")) if self.accelerator.num_processes > 1 else float(loss)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {step} (rate {rate:.2e}, stage {current.stage.name!r})",
+                    where=str(self.folder),
+                    fix="lower --optim.learning_rate or train in fp32 with --mixed_precision no",
+                )
+        log.step(step, step / self.batches.per_epoch, rate, current.stage.name, due=step % LOG_EVERY == 0)
+        every = self.recipe.evaluation.every or self.batches.per_epoch
+        if step % every == 0 or step == self.total_steps:
+            self._evaluate(model, log)
+        checkpoint_every = self.recipe.checkpoint_every
+        if checkpoint_every and step % checkpoint_every == 0 and step < self.total_steps:
+            self.progress.seconds = time.perf_counter() - started
+            weights = copy_weights(self.model, self.learned_names)
+            self.state.save(self.progress, weights, self._best, optimizer, self.accelerator.scaler)
+
+    def _evaluate(self, model: nn.Module, log: RunLog) -> None:
+        """Score the validation data, keep the best weights, count patience."""
+        inner = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        predictions_NP = predict(
+            inner,
+            self.task,
+            self.validation,
+            max_examples=self.recipe.optim.per_device_eval_batch_size,
+            accelerator=self.accelerator,
+        )
+        self.task.calibrate(predictions_NP, self.validation)
+        scores = self.task.score(predictions_NP, self.validation)
+        if self.metric not in scores:
+            known = ", ".join(scores)
+            raise TrainingError(f"no metric {self.metric!r} here", where="evaluation.metric", fix=f"there are {known}")
+        value, best = scores[self.metric], self.progress.best_score
+        better = best is None or (value > best if greater_is_better(self.metric) else value < best)
+        if better:
+            self.progress.best_score, self.progress.best_step = value, self.progress.step
+            self.progress.best_scores, self.progress.evaluations_without_gain = scores, 0
+            if self.recipe.evaluation.load_best:
+                self._best = copy_weights(self.model, self.learned_names)
+        else:
+            self.progress.evaluations_without_gain += 1
+        log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
+        patience = self.recipe.evaluation.early_stopping_patience
+        self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
+
+
+def copy_weights(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """A copy of the named parameters on the CPU."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().cpu().clone() for name in names}
+
+
+@torch.no_grad()
+def restore(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put weights back, in place."""
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        parameters[name].copy_(value)

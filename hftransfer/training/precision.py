@@ -1,0 +1,78 @@
+"""The Accelerator, with a precision default where the launcher says nothing."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hftransfer.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hftransfer.recipe import Recipe
+
+# Processor flags that multiply bf16 matrices natively; without them bf16 is emulated and slower than fp32.
+FAST_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Feature flags of the processor, empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def choose_precision() -> tuple[str, str]:
+    """The mixed precision to train in, and why.
+
+    Returns:
+        "bf16", "fp16" or "no", and where the choice comes from.
+    """
+    from_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if from_launcher:
+        return from_launcher, "from the launcher"
+    if torch.cuda.is_available():
+        if torch.cuda.get_device_capability()[0] >= 8:
+            return "bf16", "default: the GPU has fast bf16"
+        return "no", "default: the GPU has no fast bf16"
+    fast = [flag for flag in FAST_BF16_FLAGS if flag in processor_flags()]
+    if fast:
+        return "bf16", f"default: the processor has {fast[0]}"
+    return "no", "default: no fast bf16 here"
+
+
+def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
+    """The Accelerator of a recipe, and a line that says device, processes and precision with its origin.
+
+    Raises:
+        TrainingError: If fewer processes run than the launcher was asked for, or a tracker is unknown.
+    """
+    from accelerate import Accelerator
+
+    precision, origin = choose_precision()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=list(recipe.trackers) or None,
+            project_dir=recipe.output_dir if recipe.trackers else None,
+            dynamo_backend="inductor" if recipe.optim.torch_compile else None,
+        )
+    except ValueError as error:
+        raise TrainingError(str(error), fix="look at --trackers and at the launcher's --mixed_precision") from error
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise TrainingError(
+            f"{expected} processes were asked for and {accelerator.num_processes} run",
+            fix="on CPU launch with `torchrun --nproc_per_node 2` or `accelerate launch --multi_gpu --num_processes 2`",
+        )
+    plural = "es" if accelerator.num_processes > 1 else ""
+    line = f"{accelerator.device.type}, {accelerator.num_processes} process{plural}, mixed precision {precision} ({origin})"
+    return accelerator, line

@@ -1,0 +1,111 @@
+"""What a run says before and after the training: the recipe with origins, what learns, the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hftransfer.recipe import Recipe
+from hftransfer.strategies import Strategy
+from hftransfer.strategies.freezing import parameter_depths
+from hftransfer.training.defaults import Origins, flatten
+from hftransfer.training.schedule import StageSteps
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Shown whatever their origin; everything else only when somebody set it.
+ALWAYS_SHOWN = (
+    "checkpoint",
+    "task.problem",
+    "task.pooling",
+    "strategy.type",
+    "data.max_length",
+    "optim.learning_rate",
+    "optim.head_learning_rate",
+    "optim.num_train_epochs",
+    "optim.per_device_train_batch_size",
+    "optim.weight_decay",
+    "optim.warmup_ratio",
+    "optim.lr_scheduler_type",
+    "optim.layer_decay",
+    "evaluation.metric",
+    "output_dir",
+    "seed",
+)
+
+
+def recipe_table(recipe: Recipe, origins: Origins) -> Table:
+    """Every value that matters, with where it comes from."""
+    table = Table(title="Recipe", title_justify="left", show_edge=False)
+    table.add_column("setting")
+    table.add_column("value", overflow="fold")
+    table.add_column("origin", overflow="fold")
+    for name, value in flatten(recipe).items():
+        if value is not None and (name in ALWAYS_SHOWN or origins.get(name, "default") != "default"):
+            table.add_row(name, _show(value), origins.get(name, "default"))
+    return table
+
+
+def strategy_table(strategy: Strategy, model: nn.Module, stages: Sequence[StageSteps], groups: Sequence[Any]) -> Table:
+    """What learns in each stage: depths, number of parameters, peak rates.
+
+    Args:
+        strategy: The strategy.
+        model: The model that it was applied to; it is left in the first stage.
+        stages: The stages with their steps.
+        groups: The optimizer groups of each stage.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    table = Table(title=f"What learns ({strategy.type}, {total:,} parameters)", title_justify="left", show_edge=False)
+    for name in ("stage", "steps", "boundary", "depths that learn"):
+        table.add_column(name)
+    table.add_column("parameters", justify="right")
+    table.add_column("peak rates")
+    for current, stage_groups in zip(stages, groups, strict=True):
+        count = sum(parameter.numel() for group in stage_groups for parameter in group["params"])
+        depths = sorted({group["depth"] for group in stage_groups})
+        rates = sorted({group["lr"] for group in stage_groups})
+        table.add_row(
+            current.stage.name,
+            f"{current.start}-{current.end}",
+            str(current.stage.boundary),
+            f"{depths[0]}-{depths[-1]}" if len(depths) > 1 else str(depths[0]),
+            f"{count:,} ({count / total:.2%})",
+            f"{rates[0]:.1e} to {rates[-1]:.1e}" if len(rates) > 1 else f"{rates[0]:.1e}",
+        )
+    return table
+
+
+def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores of each split, side by side."""
+    table = Table(title="Scores", title_justify="left", show_edge=False)
+    table.add_column("metric")
+    for split in scores:
+        table.add_column(split, justify="right")
+    for name in next(iter(scores.values())):
+        table.add_row(name, *(f"{split_scores[name]:.4f}" for split_scores in scores.values()))
+    return table
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters that learn now, and of all."""
+    depths = parameter_depths(model)
+    parameters = [parameter for name, parameter in model.named_parameters() if name in depths]
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def console(main_process: bool) -> Console:
+    """A console that writes on the main process alone, and does not cut tables short in a log file."""
+    found = Console(quiet=not main_process, highlight=False)
+    return found if found.is_terminal else Console(quiet=not main_process, highlight=False, width=120)
+
+
+def _show(value: Any) -> str:
+    """A value as a user would write it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

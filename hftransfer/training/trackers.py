@@ -1,0 +1,95 @@
+"""What a training tells: a progress bar, `log.jsonl` and the user's trackers. Only the main process speaks."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from hftransfer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG_FILE = "log.jsonl"
+
+
+class RunLog:
+    """Progress of one training. Use it as a context manager."""
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path, total_steps: int) -> None:
+        self.accelerator, self.recipe, self.path, self.total_steps = accelerator, recipe, folder / LOG_FILE, total_steps
+        self._loss_sum: torch.Tensor | None = None
+        self._loss_count = 0
+
+    def __enter__(self) -> RunLog:
+        self.bar: Any = tqdm(
+            total=self.total_steps, unit="step", dynamic_ncols=True, disable=not self.accelerator.is_main_process
+        )
+        if self.recipe.trackers:
+            self.accelerator.init_trackers("hftransfer", config=_flat(self.recipe.model_dump(mode="json")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.recipe.trackers:
+            self.accelerator.end_training()
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(line)
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Add this rank's part of a step's loss to the running mean."""
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._loss_count += 1
+
+    def step(self, step: int, epoch: float, rate: float, stage: str, *, due: bool) -> None:
+        """Advance the bar; when due, write the mean loss since the last time."""
+        self.bar.update(step - self.bar.n)
+        if not due and step != self.total_steps:
+            return
+        assert self._loss_sum is not None
+        total = self._loss_sum
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, "sum")  # type: ignore[assignment]
+        loss = float(total) / self._loss_count
+        self._loss_sum, self._loss_count = None, 0
+        self.bar.set_postfix({"stage": stage, "loss": f"{loss:.4f}", "rate": f"{rate:.1e}"}, refresh=False)
+        self._write({"step": step, "epoch": round(epoch, 4), "stage": stage, "loss": loss, "learning_rate": rate})
+
+    def evaluation(self, step: int, epoch: float, scores: dict[str, float], metric: str, better: bool) -> None:
+        """Report an evaluation on the validation data."""
+        mark = "  best so far" if better else ""
+        self.say(f"epoch {epoch:.2f}  step {step}  validation {metric} {scores[metric]:.4f}{mark}")
+        self._write(
+            {"step": step, "epoch": round(epoch, 4), **{f"validation_{name}": value for name, value in scores.items()}}
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Append to log.jsonl and pass on to the trackers."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        if self.recipe.trackers:
+            numbers = {name: value for name, value in record.items() if not isinstance(value, str)}
+            self.accelerator.log(numbers, step=record["step"])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested recipe values with dotted names; trackers take nothing but plain values."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,1 @@
+"""Runnable recipes, one module per task; installed as `hftransfer.recipes`."""

@@ -1,0 +1,49 @@
+"""Settings every test runs under: offline, a Hugging Face home of its own, one thread, fixed seeds.
+
+The environment is set at import, before any test module can import a library that reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+HF_HOME = tempfile.mkdtemp(prefix="hftransfer-tests-")
+os.environ.update(
+    HF_HOME=HF_HOME,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    # One thread per process, in torch as in the processes that tests start.
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+)
+# Each of these would lead around HF_HOME or let the account of whoever runs the tests in.
+for variable in (
+    "HF_TOKEN",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_ENDPOINT",
+    "HF_METRICS_CACHE",
+    "HF_MODULES_CACHE",
+):
+    os.environ.pop(variable, None)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Seed every random generator that is already loaded; a test that needs none does not pay for importing torch."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
