@@ -6,33 +6,28 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hftransfer.data.load import Splits, load_splits, splits_from_objects
-from hftransfer.errors import DataError, RecipeError
-from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
+from hftransfer.models.load import load_model
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
 from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, write_whole
-from hftransfer.strategies import Strategy, build_strategy
-from hftransfer.tasks.base import Features
-from hftransfer.tasks.metrics import METRICS, did_you_mean
+from hftransfer.strategies import build_strategy
 from hftransfer.tasks.text_classification import TextClassificationTask
-from hftransfer.training import summary
-from hftransfer.training.defaults import Origins, derive, resolve
+from hftransfer.training import prepare, summary
+from hftransfer.training.defaults import derive, resolve
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-# A model without a length limit of its own is given inputs of at most this many tokens unless the recipe says more.
-DEFAULT_MAX_LENGTH = 512
-
 
 def finetune(
-    recipe: Recipe, *, train: Any = None, validation: Any = None, test: Any = None, origins: Mapping[str, str] | None = None
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
 ) -> Run:
     """Fine-tune a checkpoint as a recipe says and leave a run folder behind.
 
@@ -47,24 +42,24 @@ def finetune(
         The finished run.
 
     Raises:
-        UserError: If recipe, data and checkpoint do not fit together; nothing is written then.
+        UserError: If recipe, data and checkpoint do not fit together; nothing has been written then.
     """
     # The recipe: fill in what it leaves open.
-    recipe, known_origins = resolve(recipe, origins)
+    recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
-    recipe = _derive_output(recipe, known_origins, accelerator)
+    recipe = prepare.derive_output_dir(recipe, known, accelerator)
     check_output_folder(recipe)
     say = summary.console(accelerator.is_main_process).print
 
-    # The data and the task that it defines.
-    splits = _load_data(recipe, train, validation, test)
+    # The data, and the task that its labels define.
+    splits = prepare.load_data(recipe, train, validation, test)
     task = TextClassificationTask.from_data(recipe.task, recipe.data, splits.train)
-    recipe = derive(recipe, known_origins, "task", "problem", task.labels.problem, "the label column")
-    recipe = _derive_metric(recipe, known_origins, task)
+    recipe = derive(recipe, known, "task", "problem", task.labels.problem, "the label column")
+    recipe = prepare.derive_metric(recipe, known, task.labels.problem, task.default_metric)
 
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
-    recipe = _derive_pooling(recipe, known_origins, strategy, task)
+    recipe = prepare.derive_pooling(recipe, known, strategy, task)
     loaded = load_model(
         recipe.checkpoint,
         task.auto_class,
@@ -73,29 +68,36 @@ def finetune(
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
-    recipe = _derive_max_length(recipe, known_origins, loaded)
-    features = _encode(task, splits, loaded, recipe)
+    recipe = prepare.derive_max_length(recipe, known, loaded)
+    features = prepare.encode_splits(task, splits, loaded, recipe)
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
 
-    # The strategy decides what learns; the training does it.
+    # The strategy decides what learns; the loop trains it, stage by stage.
     model = strategy.apply(loaded.model, loaded.anatomy)
+    training = Training(recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"])
     if accelerator.is_main_process:
         create_run(recipe)
     accelerator.wait_for_everyone()
     run = Run(recipe.output_dir or "")
-    training = Training(
-        recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"], run.folder
-    )
-    say(f"Running on {device_line}")
-    for line in (*splits.notes, *_describe(features, recipe)):
-        say(line)
-    say(summary.recipe_table(recipe, known_origins))
-    say(training.describe())
+    say(f"Running on {device_line}", *splits.notes, *prepare.describe_data(features, recipe), sep="\n")
+    say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
     progress = training.run()
 
     # What is left behind: the model, and the scores of exactly these weights in full precision.
     model = strategy.finish(training.model)
-    scores, prediction_seconds = _score(task, model, features, accelerator, recipe)
+    scores = {}
+    started = time.perf_counter()
+    for name in [split for split in ("validation", "test") if split in features]:
+        predictions_NP = predict(
+            model,
+            task,
+            features[name],
+            max_examples=recipe.optim.per_device_eval_batch_size,
+            accelerator=accelerator,
+        )
+        if name == "validation":
+            task.calibrate(predictions_NP, features[name])
+        scores[name] = task.score(predictions_NP, features[name])
     if accelerator.is_main_process:
         save_model(
             model,
@@ -105,8 +107,16 @@ def finetune(
             revision=loaded.revision,
             config=task.saved_config(),
         )
-        _write_metrics(run, training, progress, scores, prediction_seconds)
+        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
+        write_whole(run.folder / METRICS_FILE, json.dumps(_plain({**scores, "training": facts}), indent=1) + "\n")
     accelerator.wait_for_everyone()
     say(summary.score_table(scores))
-    say(f"Model: {run.model_folder}   metrics: {run.folder / METRICS_FILE}   training took {progress.seconds:.0f} s")
+    say(f"Model: {run.model_folder}  (best at step {progress.best_step}; training took {progress.seconds:.0f} s)")
     return run
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: an undefined score becomes null."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

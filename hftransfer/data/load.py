@@ -58,8 +58,8 @@ class Splits:
             13".
     """
 
-    train: Dataset | None
-    validation: Dataset | None
+    train: Dataset
+    validation: Dataset
     test: Dataset | None
     notes: tuple[str, ...]
 
@@ -86,7 +86,7 @@ def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
         The splits with the section's columns alone.
 
     Raises:
-        DataError: The data cannot be found, read or used.
+        DataError: There is no training data, or the data cannot be found, read or used.
     """
     if section.name is not None and section.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
@@ -114,7 +114,7 @@ def splits_from_objects(
         stratify: As in `load_splits`.
 
     Raises:
-        DataError: The data cannot be used.
+        DataError: There is no training data, or the data cannot be used.
     """
     parts = _dict_parts(train, section, "data") if isinstance(train, DatasetDict) else {}
     wanted = needed_columns(section)
@@ -289,8 +289,8 @@ def _dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
 def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify: bool) -> Splits:
     """Check the splits, cut off what is missing and keep the columns that are needed."""
     notes: list[str] = []
-    if not parts:
-        raise DataError("no data", where="data", fix="set data.train to a file or data.name to a dataset")
+    if "train" not in parts:
+        raise DataError("no training data", where="data", fix="set data.train to a file or data.name to a dataset")
     if "test" in parts and has_no_labels(parts["test"].dataset, section.label):
         notes.append("test: left out, its labels are not public (all are -1)")
         del parts["test"]
@@ -298,20 +298,19 @@ def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify
         check_columns(part.dataset, section, part.where, locate=part.locate)
         parts[name] = replace(part, dataset=part.dataset.select_columns(needed_columns(section)))
     parts = _one_label_type(parts, section.label, notes)
-    if section.group is not None and "train" in parts:
+    if section.group is not None:
         for name in parts.keys() - {"train"}:
             part = parts[name]
             check_groups_apart(
                 parts["train"].dataset, part.dataset, section.group, where=part.where, locate=part.locate
             )
     datasets = {name: part.dataset for name, part in parts.items()}
-    if "train" in parts:
-        if stratify:
-            check_several_classes(datasets["train"], section, parts["train"].where)
-        if "validation" not in parts:
-            datasets |= _cut(datasets["train"], section, seed, stratify, notes)
-        datasets["train"] = _limit(datasets["train"], section, seed, stratify, notes)
-    return Splits(datasets.get("train"), datasets.get("validation"), datasets.get("test"), tuple(notes))
+    if stratify:
+        check_several_classes(datasets["train"], section, parts["train"].where)
+    if "validation" not in parts:
+        datasets |= _cut(datasets["train"], section, seed, stratify, notes)
+    train = _limit(datasets["train"], section, seed, stratify, notes)
+    return Splits(train, datasets["validation"], datasets.get("test"), tuple(notes))
 
 
 def _label_codes(dataset: Dataset, label: str, stratify: bool) -> LabelCodes | None:

@@ -157,10 +157,12 @@ def _stratified(labels: LabelCodes, target: int, seed: int) -> Indices:
 def _greedy(
     num_rows: int, target: int, seed: int, labels: LabelCodes | None, groups: NDArray[np.int64] | None
 ) -> Indices:
-    """Take units (groups, or rows) in random order while each brings the label counts closer to their shares.
+    """Take units (groups, or rows) while each brings the label counts closer to their shares.
 
-    The distance is the squared difference to the wanted counts, weighted by 1 / total so that rare labels weigh as much
-    as common ones; the number of rows counts as one more label, which every row has.
+    After iterative stratification (Sechidis et al. 2011) the units that hold the rarest labels come first, in random
+    order among themselves. A unit is taken if that brings its rarest label, the number of rows, and the squared
+    distances of all its labels, weighted by 1 / total, closer to what is wanted. The number of rows counts as a label
+    of every row.
     """
     units = np.arange(num_rows) if groups is None else groups
     num_units = int(units.max()) + 1
@@ -174,21 +176,25 @@ def _greedy(
     bounds = np.searchsorted(pair_units, np.arange(num_units + 1))
     totals = np.bincount(codes, minlength=num_codes)
     wanted = totals * (target / num_rows)
+    rarity = np.minimum.reduceat(totals[pair_codes], bounds[:-1])
+    order = random_order(num_units, seed, _CUT)
     taken = np.zeros(num_codes, np.int64)
     chosen: list[int] = []
     closest, closest_unit = np.inf, -1
-    for unit in random_order(num_units, seed, _CUT):
+    for unit in order[np.argsort(rarity[order], kind="stable")]:
         entries = slice(bounds[unit], bounds[unit + 1])
         unit_codes, unit_counts = pair_codes[entries], counts[entries]
         after = taken[unit_codes] + unit_counts
         if np.any(after >= totals[unit_codes]):
             continue
-        gain = float(np.sum(unit_counts * (after + taken[unit_codes] - 2 * wanted[unit_codes]) / totals[unit_codes]))
-        if gain < 0:
+        gains = unit_counts * (after + taken[unit_codes] - 2 * wanted[unit_codes]) / totals[unit_codes]
+        # Code 0, the number of rows, comes first in every unit.
+        worst = max(gains[0], gains[np.argmin(totals[unit_codes])], np.sum(gains))
+        if worst < 0:
             chosen.append(int(unit))
             taken[unit_codes] = after
-        elif not chosen and gain < closest:
-            closest, closest_unit = gain, int(unit)
+        elif not chosen and worst < closest:
+            closest, closest_unit = worst, int(unit)
     if not chosen and closest_unit >= 0:
         chosen.append(closest_unit)
     return np.flatnonzero(np.isin(units, chosen))

@@ -1,7 +1,7 @@
 """Load a checkpoint with a task head, and reload what a training left behind.
 
-Weights are fp32 whatever the checkpoint's dtype. The head and the pooler may be new, and the heads of other tasks are left
-behind (`weights.py`); a checkpoint that lacks or holds anything else is refused, since the model would be partly random.
+Weights are fp32 whatever the checkpoint's dtype. The head and the pooler may be new, and the heads of other tasks are
+left behind (`weights.py`); a checkpoint that lacks or holds anything else is refused: the model would be partly random.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,13 @@ from typing import Any, cast
 
 import torch
 import transformers
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hftransfer.errors import CheckpointError, UserError
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.models.families import FAMILIES
-from hftransfer.models.pooling import configure_pooling, write_pooling_block
+from hftransfer.models.pooling import Pooling, available_poolings, configure_pooling, write_pooling_block
 from hftransfer.models.weights import Differences, check_adapter_saves, check_differences, fresh_parameters, initialise
 
 SANE_LENGTH = 1_000_000
@@ -82,7 +82,7 @@ def split_revision(checkpoint: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def load_tokenizer(checkpoint: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a padding token pads with its end-of-text token.
 
     Raises:
@@ -90,7 +90,7 @@ def load_tokenizer(checkpoint: str, *, trust_remote_code: bool = False) -> PreTr
     """
     name, revision = split_revision(checkpoint)
     with _reading(name), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Without its files transformers builds a tokenizer that knows the special tokens only.
         raise CheckpointError(
@@ -105,6 +105,17 @@ def load_tokenizer(checkpoint: str, *, trust_remote_code: bool = False) -> PreTr
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
+def possible_poolings(checkpoint: str, auto_class: type | str) -> tuple[Pooling, ...]:
+    """The poolings that `load_model` offers for this checkpoint and class; reads only the config.
+
+    Raises:
+        CheckpointError: The config cannot be read.
+    """
+    name, revision = split_revision(checkpoint)
+    config = _load_config(name, revision)
+    return available_poolings(config, is_classifier=_is_classifier(_model_class(auto_class)))
+
+
 def load_model(
     checkpoint: str,
     auto_class: type | str,
@@ -114,7 +125,6 @@ def load_model(
     seed: int = 0,
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a pretrained checkpoint and attach a task head.
 
@@ -126,7 +136,6 @@ def load_model(
         seed: Seed of the new parameters; the global random state is left as it was.
         attn_implementation: Passed to transformers.
         gradient_checkpointing: Recompute activations in the backward pass.
-        trust_remote_code: Passed to transformers.
 
     Returns:
         The loaded model. A head of the checkpoint is kept only if it is of the same class with the same labels.
@@ -137,21 +146,12 @@ def load_model(
     """
     name, revision = split_revision(checkpoint)
     model_class = _model_class(auto_class)
-    is_classifier = model_class.__name__.endswith("ForSequenceClassification")
-    with _reading(name), _quiet():
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    config = _load_config(name, revision)
+    tokenizer = load_tokenizer(checkpoint)
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
-    appended = configure_pooling(config, pooling, is_classifier=is_classifier)
-    model, differences = _from_pretrained(
-        model_class,
-        name,
-        revision,
-        config,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-    )
+    appended = configure_pooling(config, pooling, is_classifier=_is_classifier(model_class))
+    model, differences = _from_pretrained(model_class, name, revision, config, attn_implementation)
     anatomy = analyse(model)
     check_differences(differences, model, anatomy, name, may_lack_constant=appended)
     same_head = type(model).__name__ in trained_as and trained_labels == dict(config.id2label or {})
@@ -166,15 +166,13 @@ def load_model(
     return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, revision)
 
 
-def load_trained(
-    folder: str | Path, *, attn_implementation: str | None = None, trust_remote_code: bool = False
-) -> LoadedModel:
+def load_trained(folder: str | Path, *, attn_implementation: str | None = None) -> LoadedModel:
     """Load what a training left behind: a plain Hugging Face folder, or a PEFT adapter with its config.json.
 
     Args:
-        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included.
+        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included; the
+            weights of the base model are the folder's own where it has them, else those of the adapter's checkpoint.
         attn_implementation: Passed to transformers.
-        trust_remote_code: Passed to transformers.
 
     Returns:
         The loaded model in eval mode, nothing newly initialised.
@@ -185,31 +183,30 @@ def load_trained(
     name = str(folder)
     if not os.path.isdir(name):
         raise CheckpointError("no such folder", where=name)
-    with _reading(name), _quiet():
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    config = _load_config(name, None)
+    tokenizer = load_tokenizer(name)
     adapter = _read_adapter_config(name)
-    base, revision = (adapter["base_model_name_or_path"], adapter.get("revision")) if adapter else (name, None)
-    model, differences = _from_pretrained(
-        _trained_class(config, name),
-        base,
-        revision,
-        config,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-    )
+    with _base_of(name, adapter) as (base, revision):
+        model, differences = _from_pretrained(_trained_class(config, name), base, revision, config, attn_implementation)
     anatomy = analyse(model)
-    if adapter is None:
-        check_differences(differences, model, anatomy, name, may_lack_head=False)
-    else:
-        check_differences(differences, model, anatomy, base, may_lack_constant=True)
-        check_adapter_saves(
-            adapter, (differences.missing | differences.mismatched) & set(anatomy.parameter_depth), name
-        )
+    is_whole = adapter is None or base != adapter["base_model_name_or_path"]
+    check_differences(
+        differences,
+        model,
+        anatomy,
+        name if is_whole else base,
+        may_lack_head=not is_whole,
+        may_lack_constant=not is_whole,
+    )
     if anatomy.constant:
         write_pooling_block(model, anatomy)
     _match_tokenizer(model, tokenizer, name)
     if adapter is not None:
+        check_adapter_saves(
+            adapter, (differences.missing | differences.mismatched) & set(anatomy.parameter_depth), name
+        )
+        from peft import PeftModel
+
         with _reading(name), _quiet():
             model = cast(PreTrainedModel, PeftModel.from_pretrained(model, name, is_trainable=False).eval())
     return LoadedModel(model, tokenizer, anatomy, (), name, None)
@@ -240,6 +237,18 @@ def _model_class(auto_class: type | str) -> Any:
     return auto_class
 
 
+def _is_classifier(model_class: Any) -> bool:
+    """Whether the class has a sequence classification head."""
+    return bool(model_class.__name__.endswith("ForSequenceClassification"))
+
+
+def _load_config(name: str, revision: str | None) -> PretrainedConfig:
+    """The config of a checkpoint."""
+    with _reading(name), _quiet():
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    return cast(PretrainedConfig, config)
+
+
 def _trained_class(config: PretrainedConfig, name: str) -> Any:
     """The class that a trained folder was saved from."""
     architectures = config.architectures or []
@@ -257,16 +266,9 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any], name: str)
 
 
 def _from_pretrained(
-    model_class: Any,
-    name: str,
-    revision: str | None,
-    config: PretrainedConfig,
-    *,
-    attn_implementation: str | None,
-    trust_remote_code: bool,
+    model_class: Any, name: str, revision: str | None, config: PretrainedConfig, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, Differences]:
     """Load fp32 weights and say how they differ from the model's."""
-    remote_code = {"trust_remote_code": True} if trust_remote_code else {}
     with _reading(name), _quiet(), torch.random.fork_rng(devices=[]):
         model, report = model_class.from_pretrained(
             name,
@@ -276,7 +278,6 @@ def _from_pretrained(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **remote_code,
         )
     mismatched = frozenset(key for key, *_ in report["mismatched_keys"])
     return model, Differences(frozenset(report["missing_keys"]), frozenset(report["unexpected_keys"]), mismatched)
@@ -301,6 +302,26 @@ def _read_adapter_config(folder: str) -> dict[str, Any] | None:
     if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
         raise CheckpointError("base_model_name_or_path is missing", where=str(path))
     return adapter
+
+
+@contextmanager
+def _base_of(folder: str, adapter: Mapping[str, Any] | None) -> Iterator[tuple[str, str | None]]:
+    """Where the weights of the whole model are, and their revision.
+
+    A folder that holds an adapter beside the whole model is shown without the adapter, which transformers would insert
+    while loading, before the anatomy is known.
+    """
+    if adapter is None:
+        yield folder, None
+        return
+    weights = [path for path in Path(folder).glob("model*") if path.name.endswith((".safetensors", ".index.json"))]
+    if not weights:
+        yield adapter["base_model_name_or_path"], adapter.get("revision")
+        return
+    with tempfile.TemporaryDirectory() as view:
+        for path in (*weights, Path(folder, "config.json")):
+            os.symlink(path.resolve(), Path(view, path.name))
+        yield view, None
 
 
 @contextmanager

@@ -104,8 +104,8 @@ def fresh_parameters(
 def initialise(model: PreTrainedModel, fresh: Iterable[str], seed: int) -> None:
     """Initialise these parameters as transformers does for this class, from `seed` alone.
 
-    transformers skips what carries its mark `_is_hf_initialized`, on modules and on tensors. Some families initialise a head
-    only when given the whole model, so the marks, not a choice of modules, decide what changes.
+    transformers skips what carries its mark `_is_hf_initialized`, on modules and on tensors. Some families initialise a
+    head only when given the whole model, so the marks, not a choice of modules, decide what changes.
     """
     fresh = set(fresh)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

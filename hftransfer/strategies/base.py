@@ -45,7 +45,8 @@ class Strategy(ABC):
     """
 
     type: ClassVar[str]
-    inserts_modules: ClassVar[bool] = False
+    probes_head: ClassVar[bool] = False
+    """Whether some stage trains the head alone, on frozen features."""
 
     def __init__(self, settings: StrategySection) -> None:
         self.settings: Any = settings
@@ -84,6 +85,10 @@ class Strategy(ABC):
         stages = self.stages(anatomy)
         model = self.insert(model, anatomy)
         self.enter_stage(model, stages[0])
+        return model
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """The model to leave behind after training; adapters that are to be merged are merged here."""
         return model
 
     def enter_stage(self, model: nn.Module, stage: Stage) -> None:

@@ -12,6 +12,7 @@ class FeatureExtraction(Strategy):
     """Freeze the backbone, train the head."""
 
     type: ClassVar[str] = "feature_extraction"
+    probes_head: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """One stage: the head alone."""

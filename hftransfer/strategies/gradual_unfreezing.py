@@ -16,6 +16,7 @@ class GradualUnfreezing(Strategy):
     """Unfreeze from the head down; the optimizer is rebuilt at each stage."""
 
     type: ClassVar[str] = "gradual_unfreezing"
+    probes_head: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """Boundaries spread evenly from L + 1 down to 0."""

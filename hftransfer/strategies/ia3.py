@@ -15,7 +15,6 @@ class Ia3(Strategy):
     """One learned vector per rescaled layer; the head is always trained and saved."""
 
     type: ClassVar[str] = "ia3"
-    inserts_modules: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """One stage: the scales and the head."""
@@ -43,3 +42,7 @@ class Ia3(Strategy):
             modules_to_save=adapters.head_modules(model, anatomy),
         )
         return get_peft_model(model, config)  # type: ignore[arg-type]
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Fold the adapters into the weights if the recipe says so."""
+        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator,no-any-return]

@@ -16,7 +16,6 @@ class Lora(Strategy):
     """Low-rank adapters in the blocks at or above the boundary; the head is always trained and saved."""
 
     type: ClassVar[str] = "lora"
-    inserts_modules: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """One stage: the adapters and the head."""
@@ -56,3 +55,7 @@ class Lora(Strategy):
             return adapters.ending_in(paths, targets, where)
         family = adapters.family_targets(model, where)
         return adapters.ending_in(paths, family.query_value if targets == "query_value" else family.attention, where)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Fold the adapters into the weights if the recipe says so."""
+        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator,no-any-return]

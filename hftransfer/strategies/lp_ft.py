@@ -12,6 +12,7 @@ class LpFt(Strategy):
     """Train the head alone, then everything."""
 
     type: ClassVar[str] = "lp_ft"
+    probes_head: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """Two stages: the head, then everything at one rate."""

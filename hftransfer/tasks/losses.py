@@ -17,7 +17,9 @@ def classification_loss(
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy summed over rows, with class weights, label smoothing and the focal factor (arXiv:1708.02002, equation 5).
+    """Cross-entropy summed over rows, with class weights, label smoothing and the focal factor.
+
+    The focal factor is equation 5 of arXiv:1708.02002.
 
     Divided by the sum of the rows' class weights this is `torch.nn.functional.cross_entropy(..., reduction="mean")`.
     """

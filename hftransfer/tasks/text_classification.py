@@ -83,7 +83,8 @@ class TextClassificationTask:
     def initialise_head(self, model: PreTrainedModel, fresh_parameters: Sequence[str], features: Features) -> None:
         """Start a new output layer at the labels' base rate (log-odds) or the target's mean, and set the class weights.
 
-        With 28 rare labels a zero bias spends the first epoch on learning that labels are rare (arXiv:1708.02002, section 3.3).
+        With 28 rare labels a zero bias spends the first epoch on learning that labels are rare (arXiv:1708.02002,
+        section 3.3).
         """
         assert features.labels is not None
         if self.settings.class_weights == "balanced":

@@ -69,4 +69,3 @@ def _encode(
     """Token columns of texts; the attention mask is all ones before padding, so it is not kept."""
     encoded = tokenizer(texts, pairs, return_attention_mask=False, padding=False, verbose=False, **options)
     return {name: encoded[name] for name in encoded if name in ("input_ids", "token_type_ids")}
-

@@ -18,6 +18,7 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
+from hftransfer.training import summary
 from hftransfer.training.evaluate import predict
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress, TrainingState
@@ -26,6 +27,7 @@ from hftransfer.training.trackers import RunLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from rich.table import Table
 
 LOG_EVERY = 10
 
@@ -42,13 +44,14 @@ class Training:
     task: Task
     train: Features
     validation: Features
-    folder: Path
-    metric: str
     _best: dict[str, torch.Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         optim = self.recipe.optim
+        assert self.recipe.output_dir is not None
+        assert self.recipe.evaluation.metric is not None
+        self.folder, self.metric = Path(self.recipe.output_dir), self.recipe.evaluation.metric
         world_size = self.accelerator.num_processes
         self.batches = EpochBatches(
             self.train.lengths_N,
@@ -58,16 +61,43 @@ class Training:
         assert optim.num_train_epochs is not None
         self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs
         self.stages = split_steps(self.strategy.stages(self.anatomy), self.total_steps)
-        self.learned_names = self._learned_in_any_stage()
+        self.groups = self._groups_of_stages()
+        self.learned_names = tuple(dict.fromkeys(name for _, names in self.groups for name in names))
+        learned = set(self.learned_names)
+        self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
         self.state = TrainingState(self.folder / "checkpoints", self.recipe, self.train, self.accelerator)
 
-    def _learned_in_any_stage(self) -> tuple[str, ...]:
-        """Names of all parameters that learn at some time: a best model from an early stage must restore them all."""
-        names: dict[str, None] = {}
+    def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
+        """The optimizer groups and the names of what learns in every stage.
+
+        A best model from an early stage must restore what learned later, so the names of all stages are needed at once.
+        """
+        found = []
         for current in self.stages:
             self.strategy.enter_stage(self.model, current.stage)
-            names |= {name: None for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        return tuple(names)
+            names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            found.append((self._param_groups(current), names))
+        return found
+
+    def describe(self) -> Table:
+        """What learns in each stage, as a table."""
+        return summary.strategy_table(self.strategy, self.model, self.stages, [groups for groups, _ in self.groups])
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and times for metrics.json."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        return {
+            "seconds": round(self.progress.seconds, 3),
+            "steps": self.progress.step,
+            "best_step": self.progress.best_step,
+            "metric": self.metric,
+            "train_examples": len(self.train),
+            "truncated_rows": self.train.truncated_rows,
+            "trained_parameters": self.trained_count,
+            "processes": self.accelerator.num_processes,
+            "mixed_precision": str(self.accelerator.mixed_precision),
+            "parameters": sum(sizes.values()),
+        }
 
     def run(self) -> Progress:
         """Train to the end and leave the best weights in the model.
@@ -129,21 +159,23 @@ class Training:
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
 
-    def _optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
-        """AdamW over what learns in this stage."""
+    def _param_groups(self, current: StageSteps) -> list[dict[str, Any]]:
+        """The optimizer groups of what learns in the stage that the model has entered."""
         optim = self.recipe.optim
         assert optim.learning_rate is not None
         only_head = len(self.stages) == 1 and current.stage.boundary == self.anatomy.head_depth
-        shared = current.stage.shared_rate or only_head
-        groups = self.strategy.param_groups(
+        return self.strategy.param_groups(
             self.model,
             optim.learning_rate,
-            head_learning_rate=None if shared else optim.head_learning_rate,
+            head_learning_rate=None if current.stage.shared_rate or only_head else optim.head_learning_rate,
             weight_decay=optim.weight_decay or 0.0,
             layer_decay=optim.layer_decay or 1.0,
         )
+
+    def _optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
+        """AdamW over what learns in this stage."""
         fused = self.accelerator.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(groups, fused=fused)
+        return torch.optim.AdamW(self._param_groups(current), fused=fused)
 
     def _rate_factor(self, current: StageSteps, step: int) -> float:
         """The learning rate at this step as a share of its peak; each stage warms up and falls anew."""

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
-from hftransfer.strategies.freezing import parameter_depths
 from hftransfer.training.defaults import Origins, flatten
 from hftransfer.training.schedule import StageSteps
 
@@ -89,13 +88,6 @@ def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     for name in next(iter(scores.values())):
         table.add_row(name, *(f"{split_scores[name]:.4f}" for split_scores in scores.values()))
     return table
-
-
-def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Number of parameters that learn now, and of all."""
-    depths = parameter_depths(model)
-    parameters = [parameter for name, parameter in model.named_parameters() if name in depths]
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def console(main_process: bool) -> Console:

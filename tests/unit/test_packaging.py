@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import hftransfer
+
 ROOT = Path(__file__).parents[2]
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -91,6 +93,6 @@ def test_console_entry_point_resolves(config: ConfigParser) -> None:
     assert callable(getattr(import_module(module), attribute))
 
 
-def test_version_is_in_the_changelog(config: ConfigParser) -> None:
+def test_version_is_in_the_changelog() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"\n## [{config['metadata']['version']}]" in changelog
+    assert f"\n## [{hftransfer.__version__}]" in changelog

@@ -30,6 +30,15 @@ def write(folder, name, content):
     return path
 
 
+def message_of(path):
+    """What reading the file complains about; any error that is not the user's is raised."""
+    try:
+        read_table(path, "here")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 BROKEN = [
     ("a.csv", "", "the file is empty"),
     ("a.csv", "text,label\none,a\ntwo,b,c\n", r"line 3: 3 cells where the header has 2"),
@@ -106,20 +115,17 @@ def test_every_text_comes_back_as_it_was_written(tmp_path, rows, ending):
 @given(st.binary(max_size=80), st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz"]))
 def test_any_bytes_load_or_give_a_data_error(tmp_path, content, ending):
     path = write(tmp_path, f"any{ending}", content)
-    try:
-        read_table(path, "here")
-    except DataError as error:
-        assert "\n" not in str(error)
+    message = message_of(path)
+    assert "\n" not in message
+    assert message.startswith("here") or not message
 
 
 def test_any_bytes_after_a_good_start_load_or_give_a_data_error(tmp_path):
     good = b'text,label\n"a ""b""\n c",1\nd,2\n'
     for at in range(len(good)):
         for byte in (b'"', b",", b"\n", b"\0", b"\xff", b"\r"):
-            try:
-                read_table(write(tmp_path, "a.csv", good[:at] + byte + good[at + 1 :]), "here")
-            except DataError as error:
-                assert "here" in str(error)
+            message = message_of(write(tmp_path, "a.csv", good[:at] + byte + good[at + 1 :]))
+            assert message.startswith("here") or not message
 
 
 def test_the_line_of_a_row_counts_the_header_blank_lines_and_line_breaks_in_cells(tmp_path):

@@ -1,0 +1,293 @@
+"""Splits from files, saved folders, a stand-in for the Hub, and memory."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from hftransfer.data import load
+from hftransfer.data.load import load_file, load_splits, splits_from_objects
+from hftransfer.errors import DataError
+from hftransfer.recipe import DataSection
+
+ROWS = [{"text": f"text {number}", "label": "ab"[number % 2], "extra": number} for number in range(40)]
+CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with one data set in every format."""
+    monkeypatch.chdir(tmp_path)
+    frame = pd.DataFrame(ROWS)
+    frame.to_csv("train.csv", index=False)
+    frame.to_csv("train.tsv", index=False, sep="\t")
+    frame.to_csv("train.csv.gz", index=False)
+    frame.to_parquet("train.parquet")
+    frame.to_json("train.json", orient="records")
+    frame.to_json("train.jsonl", orient="records", lines=True)
+    Dataset.from_list(ROWS).save_to_disk("saved")
+    return tmp_path
+
+
+def splits(stratify=True, seed=1, **fields):
+    return load_splits(DataSection(**fields), seed=seed, stratify=stratify)
+
+
+def from_objects(train, validation=None, test=None, stratify=True, **fields):
+    return splits_from_objects(train, validation, test, DataSection(**fields), seed=1, stratify=stratify)
+
+
+def write(name, *lines):
+    with open(name, "w", encoding="utf-8") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def classes(labels, names=("a", "b")):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"text": [str(at) for at in range(len(labels))], "label": labels}, features=features)
+
+
+@pytest.mark.parametrize(
+    "name", ["train.csv", "train.tsv", "train.csv.gz", "train.parquet", "train.json", "train.jsonl", "saved"]
+)
+def test_every_format_gives_the_same_splits(folder, name):
+    result = splits(train=name, test=name)
+    assert result.notes == ("validation: 10 % of train cut off (4 of 40 rows), stratified by label, seed 1",)
+    assert result.train.column_names == ["text", "label"]
+    assert sorted(result.validation["label"]) == ["a", "a", "b", "b"]
+    assert {*result.train["text"], *result.validation["text"]} == {row["text"] for row in ROWS}
+    assert len(result.train) == 36
+    assert result.test["text"][:] == [row["text"] for row in ROWS]
+    assert result.train["text"][:] == splits(train="train.csv").train["text"][:]
+
+
+def test_text_that_looks_like_something_else_stays_text(folder):
+    write("train.csv", "text,label", "NA,1", "null,2", "1,1", "1e5,2", '"",1', "007,2")
+    result = splits(train="train.csv", validation="train.csv")
+    assert result.train["text"][:] == ["NA", "null", "1", "1e5", "", "007"]
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["1", "-2", "0"], [1, -2, 0]),
+        (["1", "2.5", "-3e2"], [1.0, 2.5, -300.0]),
+        (["01", "02", "03"], ["01", "02", "03"]),
+        (["1", "2", "NA"], ["1", "2", "NA"]),
+        (["nan", "1", "2"], ["nan", "1", "2"]),
+        (["9" * 30, "1", "2"], [float("9" * 30), 1.0, 2.0]),
+    ],
+)
+def test_labels_of_a_csv_become_numbers_if_all_are(folder, cells, labels):
+    write("a.csv", "text,label", *[f"x,{cell}" for cell in cells])
+    assert load_file("a.csv", where="here", section=DataSection())["label"][:] == labels
+    assert load_file("a.csv", where="here")["label"][:] == cells
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["text,label", '"a', 'b",x', "c,"], r"data.train \(bad.csv\), line 4: an empty label"),
+        (["text,label", "a,x", "", "b\0,y"], r"data.train \(bad.csv\), line 4: a NUL byte in column 'text'"),
+        (["text,labels", "a,x"], r"no column 'label'; there are 'text', 'labels'; did you mean 'labels'\?"),
+        (["text;label", "a;x"], r"no column 'text'; there are 'text;label'"),
+        (["text,label"], r"data.train \(bad.csv\): no rows"),
+        (["text,label", "a,x", "b,x"], "every row has the label 'x'"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(folder, lines, message):
+    write("bad.csv", *lines)
+    with pytest.raises(DataError, match=message):
+        splits(train="bad.csv")
+
+
+def test_a_missing_label_in_json_lines_is_named_with_its_line(folder):
+    write("bad.jsonl", '{"text": "a", "label": 1}', "", '{"text": "b"}')
+    with pytest.raises(DataError, match=r"data.test \(bad.jsonl\), line 3: no label"):
+        splits(train="train.csv", test="bad.jsonl")
+
+
+def test_a_missing_file_is_guessed(folder):
+    with pytest.raises(DataError, match=r"data.train \(trian.csv\): no such file; did you mean 'train.csv'\?"):
+        splits(train="trian.csv")
+    with pytest.raises(DataError, match="no such file; check the path"):
+        load_file("nowhere/at/all.csv", where="predict")
+
+
+def test_a_file_for_prediction_needs_no_label(folder):
+    write("texts.csv", "text,other", "one,1", "two,2")
+    assert load_file("texts.csv", where="predict", section=DataSection()).to_dict() == {"text": ["one", "two"]}
+    assert load_file("texts.csv", where="predict").column_names == ["text", "other"]
+    with pytest.raises(DataError, match="no column 'label'"):
+        load_file("texts.csv", where="predict", section=DataSection(), labelled=True)
+
+
+def test_a_saved_dict_brings_its_splits(folder):
+    part = Dataset.from_list(ROWS)
+    DatasetDict(train=part, validation=part.select([1, 2]), test=part.select([3]), odd=part).save_to_disk("all")
+    for fields in ({"train": "all"}, {"name": "all"}):
+        result = splits(**fields)
+        assert [len(split) for split in (result.train, result.validation, result.test)] == [40, 2, 1]
+        assert result.notes == ()
+    assert len(splits(train="all", validation="train.csv").validation) == 40
+    assert len(splits(name="all", validation_split="odd").validation) == 40
+    with pytest.raises(DataError, match=r"no split 'dev'; there are 'train', .*set data.validation_split"):
+        splits(name="all", validation_split="dev")
+    with pytest.raises(DataError, match="holds several splits; name one of them: all/train"):
+        load_file("all", where="here")
+    assert len(load_file("all/test", where="here")) == 1
+
+
+def test_a_folder_that_is_no_dataset_is_an_error(folder):
+    (folder / "saved" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"data.train \(saved\): not a readable datasets folder"):
+        splits(train="saved")
+
+
+def test_hub_failures_are_one_line(folder):
+    with pytest.raises(DataError, match=r"data.name \(nobody/nothing\): the dataset cannot be loaded") as caught:
+        splits(name="nobody/nothing", revision="abc")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_gets_name_config_and_revision(folder, monkeypatch):
+    calls = []
+
+    def stand_in(*arguments, **options):
+        calls.append((arguments, options))
+        return DatasetDict(train=classes([0, 1] * 10), test=classes([-1, -1]))
+
+    monkeypatch.setattr(load, "load_dataset", stand_in)
+    result = splits(name="owner/name", config="cfg", revision="abc")
+    assert calls == [(("owner/name", "cfg"), {"revision": "abc"})]
+    assert result.test is None
+    assert result.notes[0] == "test: left out, its labels are not public (all are -1)"
+    assert result.train.features["label"].names == ["a", "b"]
+    assert len(splits(name="owner/name", test="train.csv").test) == 40
+
+
+def test_name_and_train_exclude_each_other(folder):
+    with pytest.raises(DataError, match="both train and name"):
+        splits(train="train.csv", name="owner/name")
+    with pytest.raises(DataError, match="no data"):
+        splits()
+
+
+def test_training_data_may_be_absent(folder):
+    result = splits(test="train.csv")
+    assert (result.train, result.validation, len(result.test)) == (None, None, 40)
+
+
+@pytest.mark.parametrize("make", [Dataset.from_list, pd.DataFrame, list])
+def test_objects_of_every_kind_give_the_same_splits(make):
+    result = from_objects(make(ROWS), test=make(ROWS[:3]))
+    assert result.train.column_names == ["text", "label"]
+    assert (len(result.train), len(result.validation), len(result.test)) == (36, 4, 3)
+    whole = from_objects(DatasetDict(train=Dataset.from_list(ROWS), validation=Dataset.from_list(ROWS[:4])))
+    assert (len(whole.train), len(whole.validation), whole.test) == (40, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            [{"text": "a", "label": 1}, {"text": "b", "label": "x"}],
+            "train, row 2: column 'label' is text, but a number",
+        ),
+        ([{"text": "a", "label": 1}, "b"], "train, row 2: str where a dict is wanted"),
+        ([{"text": "a"}], r"train: no column 'label'; there are 'text'"),
+        ([], "no column 'text'"),
+        (pd.DataFrame({"text": ["a", "b"], "label": [1, float("nan")]}), "train, row 2: no label"),
+        (pd.DataFrame({"text": ["a", None], "label": ["x", "y"]}), "train, row 2: no text"),
+        (pd.DataFrame({"text": ["a", "b"], "label": pd.array([1, pd.NA], "Int64")}), "train, row 2: no label"),
+        (pd.DataFrame([["a", "b", 1]], columns=["text", "text", "label"]), "two columns have the name 'text'"),
+        (pd.DataFrame({"text": ["a"]}), "no column 'label'"),
+        ("train.csv", "train: data of type str"),
+    ],
+)
+def test_bad_objects_are_named_with_their_row(train, message):
+    with pytest.raises(DataError, match=message):
+        from_objects(train)
+
+
+def test_a_dict_in_the_place_of_a_split_is_an_error():
+    with pytest.raises(DataError, match="validation: a DatasetDict"):
+        from_objects(ROWS, DatasetDict(train=Dataset.from_list(ROWS)))
+
+
+def test_a_frame_keeps_integers_lists_and_categories():
+    frame = pd.DataFrame({"text": pd.Categorical(["a", "b"]), "label": [[0, 1], []], "group": [1, 2]})
+    result = from_objects(frame, frame, stratify=False)
+    assert result.train["label"][:] == [[0, 1], []]
+    integers = from_objects(frame.assign(label=[3, 4]), frame.assign(label=[3, 4]))
+    assert integers.train.features["label"] == Value("int64")
+
+
+def test_groups_land_in_one_split():
+    rows = [row | {"author": f"author {row['extra'] // 4}"} for row in ROWS]
+    result = from_objects(rows, group="author", validation_fraction=0.2)
+    assert not set(result.train["author"]) & set(result.validation["author"])
+    assert result.notes == (
+        "validation: 20 % of train cut off (8 of 40 rows), as near to stratified by label as possible, "
+        "no author in both, seed 1",
+    )
+    with pytest.raises(DataError, match="test, row 1: a value of 'author' that train has, too"):
+        from_objects(rows, rows[:1], rows[:1], group="author")
+
+
+def test_regression_is_cut_at_random():
+    rows = [row | {"label": row["extra"] / 7} for row in ROWS]
+    for stratify in (True, False):
+        notes = from_objects(rows, stratify=stratify).notes
+        assert notes == ("validation: 10 % of train cut off (4 of 40 rows), random, seed 1",)
+    constant = [row | {"label": 1.5} for row in ROWS]
+    assert len(from_objects(constant, stratify=False).validation) == 4
+
+
+def test_lists_of_labels_are_cut_near_to_stratified():
+    rows = [row | {"label": ["a", "b"][: row["extra"] % 3]} for row in ROWS]
+    assert "as near to stratified by label as possible" in from_objects(rows).notes[0]
+
+
+def test_training_data_can_be_limited():
+    rows = [*ROWS, {"text": "rare", "label": "c"}]
+    result = from_objects(rows, max_train_examples=10)
+    assert len(result.train) == 10
+    assert set(result.train["label"]) == {"a", "b", "c"}
+    assert result.notes[1] == "train: a random 10 of 37 rows, seed 1"
+    # The validation rows do not depend on the limit, so runs with different limits compare.
+    assert result.validation["text"][:] == from_objects(rows).validation["text"][:]
+    assert len(from_objects(ROWS, max_train_examples=100).notes) == 1
+
+
+def test_label_types_are_made_one(folder):
+    write("a.csv", "text,label", "x,1", "y,2", "z,many")
+    write("b.csv", "text,label", "x,1", "y,2")
+    write("c.csv", "text,label", "x,0.5", "y,2")
+    result = splits(train="a.csv", validation="b.csv")
+    assert result.validation["label"][:] == ["1", "2"]
+    assert result.notes == ("validation: labels read as string, as in the other splits",)
+    assert splits(train="b.csv", validation="c.csv", stratify=False).train["label"][:] == [1.0, 2.0]
+    named = from_objects(classes([0, 1]), [{"text": "x", "label": "b"}])
+    assert named.validation["label"][:] == [1]
+
+
+def test_label_types_that_do_not_fit_are_an_error():
+    with pytest.raises(DataError, match="number the classes of 'label' differently"):
+        from_objects(classes([0, 1]), classes([0, 1], names=("b", "a")))
+    with pytest.raises(DataError, match="number the classes"):
+        lists = [Features({"text": Value("string"), "label": List(ClassLabel(names=names))}) for names in ("ab", "ba")]
+        from_objects(*[Dataset.from_dict({"text": ["x"], "label": [[0]]}, features=each) for each in lists])
+    with pytest.raises(DataError, match="validation: labels are"):
+        from_objects(ROWS, [{"text": "x", "label": ["a"]}])
+    with pytest.raises(DataError, match="validation: labels are"):
+        from_objects(classes([0, 1]), [{"text": "x", "label": "unheard of"}])
+
+
+def test_json_with_a_data_key(folder):
+    (folder / "a.json").write_text(json.dumps({"version": "1.1", "data": ROWS}))
+    assert len(splits(train="a.json").train) == 36
