@@ -1,6 +1,7 @@
 """One family of user errors: every message says what is wrong, where, and what to do.
 
-The command line prints such an error as one line and exits with status 2; everything else is a defect of ours and keeps its
+The command line prints such an error as one line and exits with status 2; everything else is a defect of ours and
+keeps its
 traceback.
 """
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hftransfer.models.load import load_model
+from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
-from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, write_whole
+from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
 from hftransfer.strategies import build_strategy
+from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.training import prepare, summary
 from hftransfer.training.defaults import derive, resolve
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def finetune(
@@ -33,7 +36,8 @@ def finetune(
 
     Args:
         recipe: The whole description of the training.
-        train: Training data in memory (Dataset, DatasetDict, DataFrame or list of dicts), in place of the recipe's files.
+        train: Training data in memory (Dataset, DatasetDict, DataFrame or list of dicts), in place of the recipe's
+            files.
         validation: Likewise.
         test: Likewise.
         origins: Where given values come from, by dotted name; the command line passes it.
@@ -49,14 +53,11 @@ def finetune(
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
     check_output_folder(recipe)
-    say = summary.console(accelerator.is_main_process).print
-
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
     task = TextClassificationTask.from_data(recipe.task, recipe.data, splits.train)
     recipe = derive(recipe, known, "task", "problem", task.labels.problem, "the label column")
-    recipe = prepare.derive_metric(recipe, known, task.labels.problem, task.default_metric)
-
+    recipe = prepare.derive_metric(recipe, known, task.labels, task.default_metric)
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
@@ -71,52 +72,54 @@ def finetune(
     recipe = prepare.derive_max_length(recipe, known, loaded)
     features = prepare.encode_splits(task, splits, loaded, recipe)
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
-
     # The strategy decides what learns; the loop trains it, stage by stage.
     model = strategy.apply(loaded.model, loaded.anatomy)
-    training = Training(recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"])
-    if accelerator.is_main_process:
-        create_run(recipe)
+    training = Training(
+        recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"]
+    )
+    run = create_run(recipe, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    run = Run(recipe.output_dir or "")
+    say = summary.console(accelerator.is_main_process).print
     say(f"Running on {device_line}", *splits.notes, *prepare.describe_data(features, recipe), sep="\n")
     say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
-    progress = training.run()
+    training.run()
+    # What is left behind: the model, and the scores of exactly these weights.
+    scores = _leave_behind(run, training, strategy.finish(training.model), task, loaded, features)
+    say(summary.score_table(scores))
+    say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
+    return run
 
-    # What is left behind: the model, and the scores of exactly these weights in full precision.
-    model = strategy.finish(training.model)
-    scores = {}
+
+def _leave_behind(
+    run: Run, training: Training, model: nn.Module, task: Task, loaded: LoadedModel, features: Mapping[str, Features]
+) -> dict[str, dict[str, float]]:
+    """Score the final model in full precision on validation and test data, and save it."""
     started = time.perf_counter()
-    for name in [split for split in ("validation", "test") if split in features]:
+    scores = {}
+    for split in [name for name in ("validation", "test") if name in features]:
         predictions_NP = predict(
             model,
             task,
-            features[name],
-            max_examples=recipe.optim.per_device_eval_batch_size,
-            accelerator=accelerator,
+            features[split],
+            max_examples=training.recipe.optim.per_device_eval_batch_size,
+            accelerator=training.accelerator,
         )
-        if name == "validation":
-            task.calibrate(predictions_NP, features[name])
-        scores[name] = task.score(predictions_NP, features[name])
-    if accelerator.is_main_process:
+        if split == "validation":
+            task.calibrate(predictions_NP, features[split])
+        scores[split] = task.score(predictions_NP, features[split])
+    if training.accelerator.is_main_process:
+        config = {**task.saved_config(), "hftransfer_max_length": training.recipe.data.max_length}
         save_model(
             model,
             loaded.tokenizer,
             run.model_folder,
             checkpoint=loaded.checkpoint,
             revision=loaded.revision,
-            config=task.saved_config(),
+            config=config,
         )
         facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        write_whole(run.folder / METRICS_FILE, json.dumps(_plain({**scores, "training": facts}), indent=1) + "\n")
-    accelerator.wait_for_everyone()
-    say(summary.score_table(scores))
-    say(f"Model: {run.model_folder}  (best at step {progress.best_step}; training took {progress.seconds:.0f} s)")
-    return run
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: an undefined score becomes null."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_whole(
+            run.folder / METRICS_FILE, json.dumps(plain_numbers({**scores, "training": facts}), indent=1) + "\n"
+        )
+    training.accelerator.wait_for_everyone()
+    return scores

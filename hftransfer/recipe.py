@@ -1,6 +1,7 @@
 """Recipe: frozen, validated data that fully describes one training. Nothing here imports torch.
 
-Leaf names are Hugging Face's where they exist. A field left at None is derived when the run starts (from the strategy's measured
+Leaf names are Hugging Face's where they exist. A field left at None is derived when the run starts (from the
+strategy's measured
 defaults, the data or the checkpoint), printed with its origin and written to the run's `recipe.yaml`.
 """
 
@@ -23,7 +24,9 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where the examples come from and which columns matter."""
 
-    train: str | None = Field(None, description="Training file (csv, tsv, json, jsonl, parquet) or saved datasets folder.")
+    train: str | None = Field(
+        None, description="Training file (csv, tsv, json, jsonl, parquet) or saved datasets folder."
+    )
     validation: str | None = Field(None, description="Validation file; without one a part of train is cut off.")
     test: str | None = Field(None, description="Test file, scored once at the end.")
     name: str | None = Field(None, description="Hub dataset id or saved DatasetDict folder, in place of files.")
@@ -34,7 +37,9 @@ class DataSection(Section):
     test_split: str = Field("test", description="Split of `name` to test on.")
     text: str = Field("text", description="Column with the text.")
     text_pair: str | None = Field(None, description="Column with the second text of a pair.")
-    label: str = Field("label", description="Column with the label (a string, an integer, a number or a list of labels).")
+    label: str = Field(
+        "label", description="Column with the label (a string, an integer, a number or a list of labels)."
+    )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
     max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
@@ -46,12 +51,16 @@ class TextClassification(Section):
 
     type: Literal["text_classification"] = "text_classification"
     problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
-        "auto", description="What the label is; auto: lists are multi-label, fractions are regression, else single label."
+        "auto",
+        description="What the label is; auto: lists are multi-label, fractions are regression, else single label.",
     )
     pooling: Literal["auto", "own", "cls", "mean", "last"] = Field(
-        "auto", description="What the head reads; auto: mean where only the head learns and the model allows it, else own."
+        "auto",
+        description="What the head reads; auto: mean where only the head learns and the model allows it, else own.",
     )
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: weigh classes by inverse frequency.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: weigh classes by inverse frequency."
+    )
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes (single label).")
     focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
     tune_thresholds: bool = Field(True, description="Multi-label: choose each label's threshold on validation.")
@@ -78,7 +87,9 @@ class GradualUnfreezing(StrategySection):
     """Unfreeze from the head down, in descending stages (ULMFiT, arXiv:1801.06146)."""
 
     type: Literal["gradual_unfreezing"] = "gradual_unfreezing"
-    stages: Annotated[int, Field(ge=2)] = Field(4, description="Number of stages, spread evenly from the head to depth 0.")
+    stages: Annotated[int, Field(ge=2)] = Field(
+        4, description="Number of stages, spread evenly from the head to depth 0."
+    )
 
 
 class FullFineTuning(StrategySection):
@@ -143,7 +154,9 @@ class OptimSection(Section):
     per_device_train_batch_size: PositiveInt = Field(32, description="Examples per device and micro-step.")
     per_device_eval_batch_size: PositiveInt = Field(256, description="At most this many examples per evaluation batch.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-steps per optimizer step.")
-    weight_decay: float | None = Field(None, ge=0.0, le=1.0, description="Decay of weight matrices (not biases or norms).")
+    weight_decay: float | None = Field(
+        None, ge=0.0, le=1.0, description="Decay of weight matrices (not biases or norms)."
+    )
     warmup_ratio: Fraction | None = Field(None, description="Share of a stage's steps that ramps the rate up.")
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup", "polynomial"] = Field(
         "linear", description="How the rate falls after the warm-up."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -65,7 +66,9 @@ def check_output_folder(recipe: Recipe) -> None:
         return
     if not recipe.overwrite:
         raise RecipeError(
-            "the output folder is not empty", where=str(folder), fix="choose another --output_dir, or --overwrite, or --resume auto"
+            "the output folder is not empty",
+            where=str(folder),
+            fix="choose another --output_dir, or --overwrite, or --resume auto",
         )
     if not (folder / RECIPE_FILE).is_file():
         raise RecipeError(
@@ -73,9 +76,11 @@ def check_output_folder(recipe: Recipe) -> None:
         )
 
 
-def create_run(recipe: Recipe) -> Run:
-    """Make the run's folder and write the resolved recipe into it."""
+def create_run(recipe: Recipe, writes: bool = True) -> Run:
+    """Make the run's folder and write the resolved recipe into it; only one process writes."""
     folder = Path(recipe.output_dir or "")
+    if not writes:
+        return Run(folder)
     if recipe.overwrite and recipe.resume != "auto" and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,3 +94,10 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def plain_numbers(value: Any) -> Any:
+    """JSON has no NaN: an undefined score becomes null."""
+    if isinstance(value, dict):
+        return {name: plain_numbers(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load
 from hftransfer.data.check import (
     check_columns,
     check_groups_apart,
+    check_labels_known,
     check_present,
     check_several_classes,
     column_of,
@@ -296,10 +297,11 @@ def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify
         del parts["test"]
     for name, part in parts.items():
         check_columns(part.dataset, section, part.where, locate=part.locate)
-        parts[name] = replace(part, dataset=part.dataset.select_columns(needed_columns(section)))
+        # A format such as "torch" would hide columns and turn labels into tensors.
+        parts[name] = replace(part, dataset=part.dataset.with_format(None).select_columns(needed_columns(section)))
     parts = _one_label_type(parts, section.label, notes)
     if section.group is not None:
-        for name in parts.keys() - {"train"}:
+        for name in (name for name in parts if name != "train"):
             part = parts[name]
             check_groups_apart(
                 parts["train"].dataset, part.dataset, section.group, where=part.where, locate=part.locate
@@ -307,10 +309,25 @@ def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify
     datasets = {name: part.dataset for name, part in parts.items()}
     if stratify:
         check_several_classes(datasets["train"], section, parts["train"].where)
+        _check_classes(parts, section)
     if "validation" not in parts:
         datasets |= _cut(datasets["train"], section, seed, stratify, notes)
     train = _limit(datasets["train"], section, seed, stratify, notes)
     return Splits(train, datasets["validation"], datasets.get("test"), tuple(notes))
+
+
+def _check_classes(parts: dict[str, _Part], section: DataSection) -> None:
+    """Raise a DataError if a split has a class that train neither has nor declares."""
+    train = parts["train"].dataset
+    column = column_of(train, section.label).combine_chunks()
+    values = pc.list_flatten(column) if is_list(column.type) else column
+    if pa.types.is_floating(values.type):
+        return
+    names = _class_names(train.features[section.label])
+    known = pc.unique(values).to_pylist() if names is None else range(len(names))
+    for name in (name for name in parts if name != "train"):
+        part = parts[name]
+        check_labels_known(part.dataset, section, known, where=part.where, locate=part.locate)
 
 
 def _label_codes(dataset: Dataset, label: str, stratify: bool) -> LabelCodes | None:

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _LOAD_ERRORS = (
     EOFError,
     SafetensorError,
     pickle.UnpicklingError,
+    UserWarning,
 )
 
 
@@ -151,7 +153,8 @@ def load_model(
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
     appended = configure_pooling(config, pooling, is_classifier=_is_classifier(model_class))
-    model, differences = _from_pretrained(model_class, name, revision, config, attn_implementation)
+    with _reading(name):
+        model, differences = _from_pretrained(model_class, name, revision, config, attn_implementation)
     anatomy = analyse(model)
     check_differences(differences, model, anatomy, name, may_lack_constant=appended)
     same_head = type(model).__name__ in trained_as and trained_labels == dict(config.id2label or {})
@@ -170,8 +173,8 @@ def load_trained(folder: str | Path, *, attn_implementation: str | None = None) 
     """Load what a training left behind: a plain Hugging Face folder, or a PEFT adapter with its config.json.
 
     Args:
-        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included; the
-            weights of the base model are the folder's own where it has them, else those of the adapter's checkpoint.
+        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included;
+            the base model's weights are the folder's own where it has them, else those of the adapter's checkpoint.
         attn_implementation: Passed to transformers.
 
     Returns:
@@ -186,7 +189,7 @@ def load_trained(folder: str | Path, *, attn_implementation: str | None = None) 
     config = _load_config(name, None)
     tokenizer = load_tokenizer(name)
     adapter = _read_adapter_config(name)
-    with _base_of(name, adapter) as (base, revision):
+    with _reading(name), _base_of(name, adapter) as (base, revision):
         model, differences = _from_pretrained(_trained_class(config, name), base, revision, config, attn_implementation)
     anatomy = analyse(model)
     is_whole = adapter is None or base != adapter["base_model_name_or_path"]
@@ -202,12 +205,13 @@ def load_trained(folder: str | Path, *, attn_implementation: str | None = None) 
         write_pooling_block(model, anatomy)
     _match_tokenizer(model, tokenizer, name)
     if adapter is not None:
-        check_adapter_saves(
-            adapter, (differences.missing | differences.mismatched) & set(anatomy.parameter_depth), name
-        )
+        lacking = differences.missing | differences.mismatched
+        check_adapter_saves(adapter, [key for key in anatomy.head_parameters if key in lacking], name)
         from peft import PeftModel
 
-        with _reading(name), _quiet():
+        with _reading(name), _quiet(), warnings.catch_warnings():
+            # PEFT only warns, and would leave the adapter without effect.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             model = cast(PreTrainedModel, PeftModel.from_pretrained(model, name, is_trainable=False).eval())
     return LoadedModel(model, tokenizer, anatomy, (), name, None)
 
@@ -269,7 +273,7 @@ def _from_pretrained(
     model_class: Any, name: str, revision: str | None, config: PretrainedConfig, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, Differences]:
     """Load fp32 weights and say how they differ from the model's."""
-    with _reading(name), _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), torch.random.fork_rng(devices=[]):
         model, report = model_class.from_pretrained(
             name,
             revision=revision or "main",

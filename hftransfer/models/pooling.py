@@ -2,9 +2,9 @@
 
 Stock heads read one fixed token. Mean pooling is written into the weights of post-norm encoders as one more encoder
 block, the pooling block: with query and key zero the attention is uniform over the unmasked tokens, value is the
-identity, and the output map is `SCALE` times the identity, so that the token's own vector, which the residual adds, weighs
-1 / SCALE. The feed-forward part is zero. Every token, the first among them, then holds LayerNorm(mean of all tokens), which
-the stock head reads.
+identity, and the output map is `SCALE` times the identity, so that the token's own vector, which the residual adds,
+weighs 1 / SCALE. The feed-forward part is zero. Every token, the first among them, then holds LayerNorm(mean of all
+tokens), which the stock head reads.
 """
 
 from __future__ import annotations

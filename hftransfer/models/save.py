@@ -1,6 +1,7 @@
 """Leave a plain Hugging Face folder that transformers and PEFT load without us.
 
-An adapter folder is complete: `config.json` and `model.safetensors` hold the backbone with the trained head, the adapter files hold what
+An adapter folder is complete: `config.json` and `model.safetensors` hold the backbone with the trained head, the
+adapter files hold what
 was inserted. transformers then needs neither the original checkpoint nor the number of labels to load it.
 """
 

@@ -52,9 +52,15 @@ ADAPTER_TARGETS: dict[str, AdapterTargets] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT,
-    "albert": AdapterTargets(("query", "value"), ("query", "key", "value", "attention.dense"), ("key", "value"), ("ffn_output",)),
-    "distilbert": AdapterTargets(("q_lin", "v_lin"), ("q_lin", "k_lin", "v_lin", "out_lin"), ("k_lin", "v_lin"), ("ffn.lin2",)),
-    "mpnet": AdapterTargets(("attn.q", "attn.v"), ("attn.q", "attn.k", "attn.v", "attn.o"), ("attn.k", "attn.v"), ("output.dense",)),
+    "albert": AdapterTargets(
+        ("query", "value"), ("query", "key", "value", "attention.dense"), ("key", "value"), ("ffn_output",)
+    ),
+    "distilbert": AdapterTargets(
+        ("q_lin", "v_lin"), ("q_lin", "k_lin", "v_lin", "out_lin"), ("k_lin", "v_lin"), ("ffn.lin2",)
+    ),
+    "mpnet": AdapterTargets(
+        ("attn.q", "attn.v"), ("attn.q", "attn.k", "attn.v", "attn.o"), ("attn.k", "attn.v"), ("output.dense",)
+    ),
     "deberta-v2": AdapterTargets(
         ("query_proj", "value_proj"),
         ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
@@ -112,7 +118,9 @@ def ending_in(paths: list[str], endings: tuple[str, ...] | list[str], where: str
     for ending in endings:
         if not any(path.endswith(ending) for path in paths):
             known = sorted({path.rpartition(".")[2] for path in paths})
-            raise StrategyError(f"no linear layer's name ends in {ending!r}", where=where, fix=f"there are {', '.join(known)}")
+            raise StrategyError(
+                f"no linear layer's name ends in {ending!r}", where=where, fix=f"there are {', '.join(known)}"
+            )
     return [path for path in paths if path.endswith(tuple(endings))]
 
 

@@ -1,6 +1,7 @@
 """Strategy and Stage: a transfer strategy is a sequence of stages, each with its boundary.
 
-The boundary is the lowest depth that learns. Below it parameters have `requires_grad=False` and modules stay in eval mode.
+The boundary is the lowest depth that learns. Below it parameters have `requires_grad=False` and modules stay in eval
+mode.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Stage:
 class Strategy(ABC):
     """Decides which weights learn. Works in our loop, in transformers' Trainer and in a loop of your own.
 
-    `model = strategy.apply(model)` inserts what must be inserted and enters the first stage; `strategy.param_groups(model, lr)` goes
+    `model = strategy.apply(model)` inserts what must be inserted and enters the first stage;
+    `strategy.param_groups(model, lr)` goes
     into an optimizer. A strategy with several stages needs `enter_stage` and a new optimizer for each of them.
     """
 
@@ -104,7 +106,8 @@ class Strategy(ABC):
         weight_decay: float = 0.0,
         layer_decay: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """Optimizer groups of what learns now: the rate falls by `layer_decay` per block from the top; no decay on biases and norms.
+        """Optimizer groups of what learns now: the rate falls by `layer_decay` per block from the top; no decay on
+        biases and norms.
 
         Args:
             model: The model that `apply` returned.
@@ -115,7 +118,11 @@ class Strategy(ABC):
         """
         depths = freezing.parameter_depths(model)
         return build_param_groups(
-            [(name, parameter, depths[name]) for name, parameter in model.named_parameters() if parameter.requires_grad],
+            [
+                (name, parameter, depths[name])
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            ],
             head_depth=freezing.anatomy_of(model).head_depth,
             learning_rate=learning_rate,
             head_learning_rate=head_learning_rate,

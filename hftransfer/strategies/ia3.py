@@ -34,7 +34,9 @@ class Ia3(Strategy):
         keys_values = adapters.ending_in(paths, family.key_value, where)
         # The attention's own output layer ends like the feed-forward one in BERT's naming.
         attention = set(adapters.ending_in(paths, family.attention, where))
-        feed_forward = [path for path in adapters.ending_in(paths, family.feed_forward_out, where) if path not in attention]
+        feed_forward = [
+            path for path in adapters.ending_in(paths, family.feed_forward_out, where) if path not in attention
+        ]
         config = IA3Config(
             task_type=adapters.peft_task_type(model),
             target_modules=[*keys_values, *feed_forward],

@@ -11,7 +11,9 @@ from torch import nn
 NEVER_DECAYED = ("ia3_l", "lora_magnitude_vector")
 
 
-def depth_learning_rate(depth: int, head_depth: int, learning_rate: float, head_rate: float, layer_decay: float) -> float:
+def depth_learning_rate(
+    depth: int, head_depth: int, learning_rate: float, head_rate: float, layer_decay: float
+) -> float:
     """Peak rate at a depth: the head's own, else `learning_rate * layer_decay ** (L - depth)` (arXiv:1801.06146, section 3.2)."""
     return head_rate if depth >= head_depth else learning_rate * layer_decay ** (head_depth - 1 - depth)
 

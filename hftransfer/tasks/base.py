@@ -56,6 +56,10 @@ class Task(Protocol):
         """What the model's config must say: number of labels, their names, the problem type."""
         ...
 
+    def saved_config(self) -> dict[str, Any]:
+        """What the config of the trained model must also keep."""
+        ...
+
     def initialise_head(self, model: PreTrainedModel, fresh_parameters: Sequence[str], features: Features) -> None:
         """Start a new head from what the training labels say, in place."""
         ...

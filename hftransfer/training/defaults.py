@@ -27,7 +27,7 @@ STRATEGY_DEFAULTS: dict[str, Defaults] = {
     "feature_extraction": Defaults(learning_rate=1e-3, num_train_epochs=10),
     "top_layers": Defaults(learning_rate=5e-4, num_train_epochs=6, layer_decay=0.8),
     "gradual_unfreezing": Defaults(learning_rate=2e-4, head_learning_rate=1e-3, num_train_epochs=6, layer_decay=0.8),
-    "full_fine_tuning": Defaults(learning_rate=2e-4, num_train_epochs=5, layer_decay=0.8),
+    "full_fine_tuning": Defaults(learning_rate=1.5e-4, num_train_epochs=5, layer_decay=0.8),
     "lora": Defaults(learning_rate=1e-3, num_train_epochs=6),
     "ia3": Defaults(learning_rate=5e-3, head_learning_rate=1e-3, num_train_epochs=8),
     "bitfit": Defaults(learning_rate=2e-3, head_learning_rate=1e-3, num_train_epochs=8),

@@ -11,6 +11,7 @@ from hftransfer.models.load import LoadedModel, max_input_length, possible_pooli
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.metrics import METRICS, did_you_mean
 from hftransfer.training.defaults import Origins, derive
 
@@ -44,23 +45,28 @@ def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     return load_splits(recipe.data, seed=recipe.seed, stratify=stratify)
 
 
-def derive_metric(recipe: Recipe, origins: Origins, problem: str, default: str) -> Recipe:
+def derive_metric(recipe: Recipe, origins: Origins, labels: Labels, default: str) -> Recipe:
     """Choose the metric that picks the best model, or check the one that was asked for.
 
     Raises:
         RecipeError: If the problem has no such metric.
     """
-    metric = recipe.evaluation.metric
+    metric, problem = recipe.evaluation.metric, labels.problem
     if metric is None:
         return derive(recipe, origins, "evaluation", "metric", default, f"the usual one for {problem}")
-    if metric not in METRICS[problem] and not metric.startswith("f1/"):
-        raise RecipeError(f"no metric {metric!r} for {problem}", where="evaluation.metric", fix=did_you_mean(metric, METRICS[problem]))
+    known = [*METRICS[problem], *(f"f1/{name}" for name in labels.names)]
+    if metric not in known:
+        raise RecipeError(
+            f"no metric {metric!r} for {problem}", where="evaluation.metric", fix=did_you_mean(metric, known)
+        )
     return recipe
 
 
 def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: Task) -> Recipe:
-    """Mean pooling where the head is trained on frozen features and the model can have it: one token sums up a text badly
-    until the blocks have learned to make it do so (docs/decisions/0001-mean-pooling.md)."""
+    """Mean pooling where the head is trained on frozen features and the model can have it.
+
+    One token sums up a text badly until the blocks have learned to make it do so (docs/decisions/0001-mean-pooling.md).
+    """
     if recipe.task.pooling != "auto":
         return recipe
     if not strategy.probes_head:
@@ -82,7 +88,9 @@ def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel) -> 
         return derive(recipe, origins, "data", "max_length", limit or DEFAULT_MAX_LENGTH, reason)
     if limit is not None and wanted > limit:
         raise RecipeError(
-            f"{wanted} tokens asked for, but the model takes {limit}", where="data.max_length", fix=f"set at most {limit}"
+            f"{wanted} tokens asked for, but the model takes {limit}",
+            where="data.max_length",
+            fix=f"set at most {limit}",
         )
     return recipe
 
@@ -108,7 +116,8 @@ def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:
         if rows.truncated_rows:
             share = rows.truncated_tokens / (rows.truncated_tokens + rows.lengths_N.sum())
             lines.append(
-                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows at {recipe.data.max_length} tokens, "
+                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows at {recipe.data.max_length}
+                tokens, "
                 f"{share:.1%} of all tokens lost"
             )
     return lines

@@ -1,6 +1,7 @@
 """Training state on disk: safetensors and JSON with a manifest of hashes, written aside and renamed.
 
-No random-generator state is kept: every step seeds itself from (seed, step, rank). A checkpoint holds what learned, the best weights
+No random-generator state is kept: every step seeds itself from (seed, step, rank). A checkpoint holds what learned,
+the best weights
 so far, the optimizer's moments and the counters.
 """
 
@@ -123,7 +124,9 @@ class TrainingState:
                 load_file(folder / "best.safetensors"),
             )
         if damaged:
-            raise TrainingError(f"no intact checkpoint: {'; '.join(damaged)}", fix="start anew with --resume never --overwrite")
+            raise TrainingError(
+                f"no intact checkpoint: {'; '.join(damaged)}", fix="start anew with --resume never --overwrite"
+            )
         return None
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:

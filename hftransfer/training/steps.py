@@ -1,6 +1,7 @@
 """One optimizer step: micro-batches, a loss that is right for unequal batches, clipping, counters for all randomness.
 
-A step is a pure function of the weights, the optimizer's state and (seed, step, rank): nothing else needs to be saved to repeat it.
+A step is a pure function of the weights, the optimizer's state and (seed, step, rank): nothing else needs to be saved
+to repeat it.
 """
 
 from __future__ import annotations

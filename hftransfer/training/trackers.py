@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,12 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         self.bar: Any = tqdm(
-            total=self.total_steps, unit="step", dynamic_ncols=True, disable=not self.accelerator.is_main_process
+            total=self.total_steps,
+            unit="step",
+            dynamic_ncols=True,
+            # Written to a file, a bar that is drawn ten times a second buries everything else.
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,
+            disable=not self.accelerator.is_main_process,
         )
         if self.recipe.trackers:
             self.accelerator.init_trackers("hftransfer", config=_flat(self.recipe.model_dump(mode="json")))

@@ -173,13 +173,13 @@ def test_the_hub_gets_name_config_and_revision(folder, monkeypatch):
 def test_name_and_train_exclude_each_other(folder):
     with pytest.raises(DataError, match="both train and name"):
         splits(train="train.csv", name="owner/name")
-    with pytest.raises(DataError, match="no data"):
+    with pytest.raises(DataError, match="no training data"):
         splits()
 
 
-def test_training_data_may_be_absent(folder):
-    result = splits(test="train.csv")
-    assert (result.train, result.validation, len(result.test)) == (None, None, 40)
+def test_a_test_file_alone_is_no_training_data(folder):
+    with pytest.raises(DataError, match="no training data"):
+        splits(test="train.csv")
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, pd.DataFrame, list])
@@ -236,7 +236,7 @@ def test_groups_land_in_one_split():
         "no author in both, seed 1",
     )
     with pytest.raises(DataError, match="test, row 1: a value of 'author' that train has, too"):
-        from_objects(rows, rows[:1], rows[:1], group="author")
+        from_objects(rows, test=rows[:1], group="author")
 
 
 def test_regression_is_cut_at_random():
@@ -279,9 +279,10 @@ def test_label_types_are_made_one(folder):
 def test_label_types_that_do_not_fit_are_an_error():
     with pytest.raises(DataError, match="number the classes of 'label' differently"):
         from_objects(classes([0, 1]), classes([0, 1], names=("b", "a")))
+    lists = [Features({"text": Value("string"), "label": List(ClassLabel(names=names))}) for names in ("ab", "ba")]
+    train, validation = [Dataset.from_dict({"text": ["x"], "label": [[0]]}, features=each) for each in lists]
     with pytest.raises(DataError, match="number the classes"):
-        lists = [Features({"text": Value("string"), "label": List(ClassLabel(names=names))}) for names in ("ab", "ba")]
-        from_objects(*[Dataset.from_dict({"text": ["x"], "label": [[0]]}, features=each) for each in lists])
+        from_objects(train, validation)
     with pytest.raises(DataError, match="validation: labels are"):
         from_objects(ROWS, [{"text": "x", "label": ["a"]}])
     with pytest.raises(DataError, match="validation: labels are"):
@@ -291,3 +292,69 @@ def test_label_types_that_do_not_fit_are_an_error():
 def test_json_with_a_data_key(folder):
     (folder / "a.json").write_text(json.dumps({"version": "1.1", "data": ROWS}))
     assert len(splits(train="a.json").train) == 36
+
+
+def test_labels_that_train_does_not_have_are_named_with_their_line(folder):
+    write("test.csv", "text,label", "x,a", "", "y,c")
+    with pytest.raises(DataError, match=r"data.test \(test.csv\): .* 'c' \(line 4\); .*known labels are 'a', 'b'"):
+        splits(train="train.csv", test="test.csv")
+    lists = [{"text": "x", "label": ["a"]}, {"text": "y", "label": ["a", "b"]}]
+    with pytest.raises(DataError, match=r"validation: .* 'z' \(row 2\)"):
+        from_objects(lists, [lists[0], {"text": "z", "label": ["a", "z"]}])
+    # A class that the data set declares is known even without a training example.
+    assert len(from_objects(classes([0, 1], names="abc"), classes([2], names="abc")).validation) == 1
+
+
+def test_lists_in_parquet_and_json_are_the_same_labels(folder):
+    rows = [{"text": f"text {at}", "label": ["a", "b", "c"][: at % 4]} for at in range(40)]
+    pd.DataFrame(rows).to_parquet("lists.parquet")
+    (folder / "lists.json").write_text(json.dumps(rows))
+    (folder / "lists.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labels = [splits(train=f"lists.{ending}").train["label"][:] for ending in ("parquet", "json", "jsonl")]
+    assert labels[0] == labels[1] == labels[2]
+    assert {tuple(row) for row in labels[0]} == {(), ("a",), ("a", "b"), ("a", "b", "c")}
+
+
+def test_pairs_keep_both_texts(folder):
+    write("pairs.tsv", "first\tsecond\tid\tscore", "one\t1\tx\t0.5", "two\tNA\ty\t4", "three\tnull\tz\t5")
+    fields = {"train": "pairs.tsv", "text": "first", "label": "score"}
+    result = splits(**fields, validation="pairs.tsv", text_pair="second", stratify=False)
+    assert result.train.to_dict() == {
+        "first": ["one", "two", "three"],
+        "second": ["1", "NA", "null"],
+        "score": [0.5, 4.0, 5.0],
+    }
+    with pytest.raises(DataError, match=r"no column 'secnd'; .* did you mean 'second'\?"):
+        splits(**fields, text_pair="secnd", stratify=False)
+
+
+def test_numbers_are_no_text(folder):
+    pd.DataFrame({"text": [1, 2], "label": ["a", "b"]}).to_parquet("numbers.parquet")
+    with pytest.raises(DataError, match=r"data.train \(numbers.parquet\): column 'text' holds int64, not text"):
+        splits(train="numbers.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,label\na,x\nb,y,z\n", "line 3: 3 cells where the header has 2"),
+        (b"text,label\na,x\ncaf\xe9,y\n", "line 3: byte 4 of the line is 0xe9, which is not UTF-8"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_field_and_line(folder, content, message):
+    (folder / "bad.csv").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        splits(train="train.csv", validation="bad.csv")
+    assert str(caught.value).startswith(f"data.validation (bad.csv), {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_format_of_a_dataset_is_dropped():
+    dataset = classes([0, 1] * 10)
+    dataset.set_format("numpy", columns=["label"])
+    assert from_objects(dataset).train[0].keys() == {"text", "label"}
+
+
+def test_the_seed_decides_which_rows_are_cut(folder):
+    cuts = [tuple(splits(train="train.csv", seed=seed).validation["text"]) for seed in (1, 2, 1)]
+    assert cuts[0] == cuts[2] != cuts[1]

@@ -1,0 +1,37 @@
+"""`hftransfer evaluate MODEL --data.test FILE`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from hftransfer.recipe import DataSection
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: Annotated[DataSection, Parameter(help="The examples.")],
+    batch_size: int = 256,
+    output: Path | None = None,
+) -> None:
+    """Score a model on labelled data.
+
+    Args:
+        model: A run's folder or its model folder.
+        data: The labelled data: `--data.test FILE`, and its columns.
+        batch_size: Most rows per batch.
+        output: JSON file for the scores; printed either way.
+    """
+    from hftransfer import inference
+    from hftransfer.run import plain_numbers, write_whole
+    from hftransfer.training import summary
+
+    scores = inference.evaluate(model, data, batch_size=batch_size)
+    if output is not None:
+        write_whole(output, json.dumps(plain_numbers(scores), indent=1) + "\n")
+    summary.console(True).print(summary.score_table({"test": scores}))

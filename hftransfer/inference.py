@@ -1,0 +1,143 @@
+"""Predict and evaluate with a trained model folder, batched and length-sorted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hftransfer.data.load import load_file
+from hftransfer.errors import DataError
+from hftransfer.models.load import LoadedModel, load_trained, max_input_length
+from hftransfer.recipe import DataSection
+from hftransfer.run import MODEL_FOLDER
+from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.training import evaluate as evaluation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_MAX_LENGTH = 512
+OUTPUT_FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+def predict(
+    model: str | Path,
+    texts: list[str] | None = None,
+    *,
+    data: Dataset | None = None,
+    text: str = "text",
+    text_pair: str | None = None,
+    batch_size: int = 256,
+) -> list[dict[str, Any]]:
+    """Label names and probabilities for texts.
+
+    Args:
+        model: A run's folder or its model folder.
+        texts: The texts, or
+        data: a dataset with a text column.
+        text: The dataset's text column.
+        text_pair: Its column with the second text of a pair.
+        batch_size: Most rows per batch.
+
+    Returns:
+        One record per text: `prediction`, and `probabilities` by label name for classes.
+
+    Raises:
+        CheckpointError: If the folder is not a trained model.
+    """
+    from datasets import Dataset as HfDataset
+
+    if (texts is None) == (data is None):
+        raise DataError("give either texts or data", where="predict")
+    dataset = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
+    assert dataset is not None
+    # Predictions must not depend on a label column that happens to be there.
+    section = DataSection(text=text, text_pair=text_pair, label="no label is read")
+    loaded, task = _load(model, section)
+    features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
+    if not len(features):
+        return []
+    predictions_NP = evaluation.predict(loaded.model, task, features, max_examples=batch_size)
+    return task.decode(predictions_NP, features)
+
+
+def evaluate(model: str | Path, data: DataSection, *, batch_size: int = 256) -> dict[str, float]:
+    """Scores of a trained model on `data.test`.
+
+    Args:
+        model: A run's folder or its model folder.
+        data: The file and its columns.
+        batch_size: Most rows per batch.
+
+    Raises:
+        DataError: If the data cannot be read or have labels that the model does not know.
+        CheckpointError: If the folder is not a trained model.
+    """
+    if data.test is None:
+        raise DataError("no data to evaluate on", where="data.test", fix="give a file with --data.test")
+    dataset = load_file(data.test, where="data.test", section=data, labelled=True)
+    loaded, task = _load(model, data)
+    features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
+    return task.score(evaluation.predict(loaded.model, task, features, max_examples=batch_size), features)
+
+
+def predict_file(
+    model: str | Path, source: str, output: Path, *, text: str, text_pair: str | None, batch_size: int
+) -> int:
+    """Predict for a file and write its columns with the predictions; the output is whole or absent.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: If the input cannot be read or the output's format is unknown.
+    """
+    import pandas as pd
+
+    if output.suffix not in OUTPUT_FORMATS:
+        raise DataError(
+            f"cannot write {output.suffix!r} files", where=str(output), fix=f"use {', '.join(OUTPUT_FORMATS)}"
+        )
+    if not output.parent.is_dir():
+        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    section = DataSection(text=text, text_pair=text_pair)
+    load_file(source, where="--input", section=section)
+    dataset = load_file(source, where="--input")
+    records = predict(model, data=dataset, text=text, text_pair=text_pair, batch_size=batch_size)
+    frame = dataset.to_pandas()
+    frame["prediction"] = [record["prediction"] for record in records]
+    if output.suffix == ".csv":
+        # A table has one column per label; the other formats nest them.
+        for name in records[0].get("probabilities", {}) if records else ():
+            frame[f"probability_{name}"] = [record["probabilities"][name] for record in records]
+    elif records and "probabilities" in records[0]:
+        frame["probabilities"] = [record["probabilities"] for record in records]
+    _write(pd.DataFrame(frame), output)
+    return len(records)
+
+
+def _load(model: str | Path, section: DataSection) -> tuple[LoadedModel, TextClassificationTask]:
+    """The model and the task that its config describes."""
+    folder = Path(model)
+    loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+    return loaded, TextClassificationTask.from_model(loaded.model.config, section)
+
+
+def _max_length(loaded: LoadedModel) -> int:
+    """The longest input that the training allowed, else the model's limit."""
+    trained = getattr(loaded.model.config, "hftransfer_max_length", None)
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    return int(trained or max_input_length(base, loaded.tokenizer) or DEFAULT_MAX_LENGTH)
+
+
+def _write(frame: Any, output: Path) -> None:
+    """Write a table beside its destination and rename."""
+    temporary = output.with_name(f".{output.name}.writing")
+    if output.suffix == ".csv":
+        frame.to_csv(temporary, index=False)
+    elif output.suffix == ".jsonl":
+        frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_parquet(temporary, index=False)
+    os.replace(temporary, output)

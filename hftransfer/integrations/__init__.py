@@ -1,0 +1,1 @@
+"""Strategies in other people's training loops."""
