@@ -22,7 +22,7 @@ class RecipeConfig:
     origins: dict[str, str]
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Give the arguments that have no flag their values from the file; cyclopts calls this after parsing the flags."""
+        """Give arguments without a flag their values from the file; cyclopts calls this after parsing the flags."""
         given = {name.removeprefix("--"): argument for argument in arguments for name in argument.names}
         config = given["config"].tokens
         flags = {name for name, argument in given.items() if argument.tokens} - {"config"}

@@ -125,7 +125,7 @@ def ending_in(paths: list[str], endings: tuple[str, ...] | list[str], where: str
 
 
 def head_modules(model: nn.Module, anatomy: Anatomy) -> list[str]:
-    """Modules that PEFT must train and save beside the adapters; unnamed, the head would be neither trained nor saved."""
+    """Modules that PEFT must train and save beside the adapters; unnamed, the head would be lost."""
     paths = (*anatomy.pooler, *anatomy.head)
     return [path for path in paths if next(model.get_submodule(path).parameters(), None) is not None]
 

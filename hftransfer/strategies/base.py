@@ -106,8 +106,7 @@ class Strategy(ABC):
         weight_decay: float = 0.0,
         layer_decay: float = 1.0,
     ) -> list[dict[str, Any]]:
-        """Optimizer groups of what learns now: the rate falls by `layer_decay` per block from the top; no decay on
-        biases and norms.
+        """Optimizer groups of what learns now, with rates by depth and no decay on biases and norms.
 
         Args:
             model: The model that `apply` returned.

@@ -14,7 +14,10 @@ NEVER_DECAYED = ("ia3_l", "lora_magnitude_vector")
 def depth_learning_rate(
     depth: int, head_depth: int, learning_rate: float, head_rate: float, layer_decay: float
 ) -> float:
-    """Peak rate at a depth: the head's own, else `learning_rate * layer_decay ** (L - depth)` (arXiv:1801.06146, section 3.2)."""
+    """Peak rate at a depth (arXiv:1801.06146, section 3.2).
+
+    The head has its own; below it the rate is `learning_rate * layer_decay ** (L - depth)`.
+    """
     return head_rate if depth >= head_depth else learning_rate * layer_decay ** (head_depth - 1 - depth)
 
 

@@ -128,7 +128,10 @@ class Training:
         log.say(f"resumed at step {self.progress.step}")
 
     def _run_stage(self, current: StageSteps, log: RunLog, started: float) -> None:
-        """Freeze, build optimizer and wrapper anew, and run the stage's steps: an old optimizer would not train what thawed."""
+        """Freeze, build optimizer and wrapper anew, and run the stage's steps.
+
+        An optimizer that was built before a block thawed would not train it.
+        """
         self.strategy.enter_stage(self.model, current.stage)
         optimizer = self._optimizer(current)
         peak_rates = [group["lr"] for group in optimizer.param_groups]

@@ -74,6 +74,6 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
             fix="on CPU launch with `torchrun --nproc_per_node 2` or `accelerate launch --multi_gpu --num_processes 2`",
         )
     plural = "es" if accelerator.num_processes > 1 else ""
-    line = f"{accelerator.device.type}, {accelerator.num_processes} process{plural}, mixed precision {precision}
-    ({origin})"
+    processes = f"{accelerator.num_processes} process{plural}"
+    line = f"{accelerator.device.type}, {processes}, mixed precision {precision} ({origin})"
     return accelerator, line

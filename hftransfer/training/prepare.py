@@ -116,8 +116,7 @@ def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:
         if rows.truncated_rows:
             share = rows.truncated_tokens / (rows.truncated_tokens + rows.lengths_N.sum())
             lines.append(
-                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows at {recipe.data.max_length}
-                tokens, "
-                f"{share:.1%} of all tokens lost"
+                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows "
+                f"at {recipe.data.max_length} tokens, {share:.1%} of all tokens lost"
             )
     return lines
