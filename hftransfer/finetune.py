@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hftransfer.models.load import LoadedModel, load_model
+from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
 from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
@@ -61,14 +61,7 @@ def finetune(
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
-    loaded = load_model(
-        recipe.checkpoint,
-        task.auto_class,
-        config_overrides=task.config_overrides(),
-        pooling=recipe.task.pooling,
-        seed=recipe.seed,
-        gradient_checkpointing=recipe.optim.gradient_checkpointing,
-    )
+    loaded = prepare.load_pretrained(recipe, task)
     recipe = prepare.derive_max_length(recipe, known, loaded)
     features = prepare.encode_splits(task, splits, loaded, recipe)
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.errors import DataError, RecipeError
-from hftransfer.models.load import LoadedModel, max_input_length, possible_poolings
+from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
@@ -74,6 +74,18 @@ def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: T
     if "mean" in possible_poolings(recipe.checkpoint, task.auto_class):
         return derive(recipe, origins, "task", "pooling", "mean", "the head learns on frozen features")
     return derive(recipe, origins, "task", "pooling", "own", "this model has no mean pooling")
+
+
+def load_pretrained(recipe: Recipe, task: Task) -> LoadedModel:
+    """The checkpoint with the task's new head on it."""
+    return load_model(
+        recipe.checkpoint,
+        task.auto_class,
+        config_overrides=task.config_overrides(),
+        pooling=recipe.task.pooling,
+        seed=recipe.seed,
+        gradient_checkpointing=recipe.optim.gradient_checkpointing,
+    )
 
 
 def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel) -> Recipe:

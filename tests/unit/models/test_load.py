@@ -295,14 +295,26 @@ def test_adapter_folder_loads_as_it_was_here_and_in_transformers(
     assert [answer["label"] for answer in pipeline(TEXTS)] == [NAMES[int(label)] for label in expected.argmax(-1)]
 
 
-def test_adapter_without_own_weights_takes_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["own", "mean"])
+def test_adapter_without_own_weights_takes_its_checkpoint(tmp_path: Path, pooling: str) -> None:
     checkpoint, trained = write_tiny_checkpoint(tmp_path / "checkpoint", "bert"), tmp_path / "trained"
-    loaded = load(checkpoint)
+    loaded = load(checkpoint, pooling=pooling)
     model = train_lora(loaded, ["query"], ["bert.pooler", "classifier"])
     save_model(model, loaded.tokenizer, trained, checkpoint=str(checkpoint), revision=None, config={})
     (trained / "model.safetensors").unlink()
     again = load_trained(trained)
     assert torch.equal(logits_of(again.model, again.tokenizer), logits_of(model, loaded.tokenizer))
+
+
+def test_adapter_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    checkpoint, trained = write_tiny_checkpoint(tmp_path / "checkpoint", "bert"), tmp_path / "trained"
+    loaded = load(checkpoint)
+    model = train_lora(loaded, ["query"], ["bert.pooler", "classifier"])
+    save_model(model, loaded.tokenizer, trained, checkpoint=str(checkpoint), revision=None, config={})
+    weights = load_file(trained / "adapter_model.safetensors")
+    save_file({key: weights[key] for key in weights if "layer.0" not in key}, trained / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="Found missing adapter keys"):
+        load_trained(trained)
 
 
 def test_adapter_that_does_not_bring_the_head_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements: quality on real data, and defaults."""
