@@ -144,7 +144,7 @@ def _stratified(labels: LabelCodes, target: int, seed: int) -> Indices:
     sizes = np.bincount(labels.codes, minlength=labels.num_labels)
     shares = sizes * (target / num_rows)
     # The tolerance keeps a share such as 2.9999999996 from being rounded down.
-    quotas = np.minimum(np.floor(shares + 1e-9).astype(np.int64), sizes - 1)
+    quotas = np.floor(shares + 1e-9).astype(np.int64)
     by_remainder = np.argsort(-(shares - quotas), kind="stable")
     open_classes = by_remainder[quotas[by_remainder] < sizes[by_remainder] - 1]
     quotas[open_classes[: max(0, target - int(quotas.sum()))]] += 1

@@ -66,6 +66,14 @@ def test_bucketing_saves_padding_and_keeps_the_windows_random():
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.4
 
 
+def test_batches_come_in_another_order_in_every_epoch():
+    # One window and no equal lengths: the batches are the same, so nothing but their order can differ.
+    epochs = [training_batches(range(40), global_batch_size=4, seed=5, epoch=epoch, bucket=10) for epoch in range(3)]
+    orders = [tuple(int(batch.min()) for batch in batches) for batches in epochs]
+    assert len(set(orders)) == 3
+    assert len({frozenset(order) for order in orders}) == 1
+
+
 @given(LENGTHS, st.integers(1, 17), SEEDS, st.integers(1, 6))
 def test_batch_mates_share_a_window_of_the_epochs_order(lengths, size, seed, bucket):
     place = np.empty(len(lengths), int)

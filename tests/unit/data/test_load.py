@@ -289,6 +289,21 @@ def test_label_types_that_do_not_fit_are_an_error():
         from_objects(classes([0, 1]), [{"text": "x", "label": "unheard of"}])
 
 
+def test_classes_that_train_lacks_are_named_with_their_line(folder):
+    write("test.csv", "text,label", "x,a", "y,z")
+    with pytest.raises(DataError, match=r"data.test \(test.csv\): .* 'z' \(line 3\).*known labels are 'a', 'b'"):
+        splits(train="train.csv", test="test.csv")
+    # A class that the feature declares is known, though no training row has it.
+    declared = from_objects(classes([0, 1], names="abc"), classes([2], names="abc"))
+    assert declared.validation["label"][:] == [2]
+
+
+def test_a_dataset_that_is_set_to_give_arrays_is_set_back():
+    result = from_objects(Dataset.from_list(ROWS).with_format("numpy", columns=["label"]))
+    assert isinstance(result.train["text"][0], str)
+    assert result.train.format["type"] is None
+
+
 def test_json_with_a_data_key(folder):
     (folder / "a.json").write_text(json.dumps({"version": "1.1", "data": ROWS}))
     assert len(splits(train="a.json").train) == 36

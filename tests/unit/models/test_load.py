@@ -211,6 +211,15 @@ def test_head_for_as_many_labels_of_other_names_is_new_and_the_same_head_is_kept
     assert torch.equal(kept.model.classifier.weight, tiny_classifier("bert").classifier.weight)
 
 
+def test_head_that_is_there_in_part_is_new_as_a_whole(tmp_path: Path) -> None:
+    write_classifier(tmp_path, "roberta")
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["classifier.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = load_model(str(tmp_path), CLASSIFIER, config_overrides={"num_labels": 3})
+    assert set(loaded.fresh_parameters) == set(loaded.anatomy.head_parameters)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_seed_alone_decides_the_head(tmp_path: Path, family: str) -> None:
     write_tiny_checkpoint(tmp_path, family)
