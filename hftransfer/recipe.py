@@ -49,7 +49,7 @@ class DataSection(Section):
 class TextClassification(Section):
     """Single label, pairs, multi-label and regression are one task with a `problem` setting."""
 
-    type: Literal["text_classification"] = "text_classification"
+    type: Literal["text_classification"] = Field("text_classification", description="Name of the task.")
     problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
         "auto",
         description="What the label is; auto: lists are multi-label, fractions are regression, else single label.",
@@ -73,20 +73,20 @@ class StrategySection(Section):
 class FeatureExtraction(StrategySection):
     """Freeze the backbone and train the head: one stage with the boundary at the head."""
 
-    type: Literal["feature_extraction"] = "feature_extraction"
+    type: Literal["feature_extraction"] = Field("feature_extraction", description="Name of the strategy.")
 
 
 class TopLayers(StrategySection):
     """Train the head and the top k blocks: one stage with the boundary at L + 1 - k."""
 
-    type: Literal["top_layers"] = "top_layers"
+    type: Literal["top_layers"] = Field("top_layers", description="Name of the strategy.")
     k: PositiveInt = Field(2, description="How many blocks learn, counted from the head down.")
 
 
 class GradualUnfreezing(StrategySection):
     """Unfreeze from the head down, in descending stages (ULMFiT, arXiv:1801.06146)."""
 
-    type: Literal["gradual_unfreezing"] = "gradual_unfreezing"
+    type: Literal["gradual_unfreezing"] = Field("gradual_unfreezing", description="Name of the strategy.")
     stages: Annotated[int, Field(ge=2)] = Field(
         4, description="Number of stages, spread evenly from the head to depth 0."
     )
@@ -95,7 +95,7 @@ class GradualUnfreezing(StrategySection):
 class FullFineTuning(StrategySection):
     """Train everything: one stage with the boundary at 0."""
 
-    type: Literal["full_fine_tuning"] = "full_fine_tuning"
+    type: Literal["full_fine_tuning"] = Field("full_fine_tuning", description="Name of the strategy.")
 
 
 # A field that several strategies share must be defined once: the command line refuses two definitions of one flag.
@@ -105,7 +105,7 @@ MERGE: Any = Field(False, description="Fold what was trained into the weights an
 class Lora(StrategySection):
     """Low-rank adapters in frozen blocks (arXiv:2106.09685); the head is always trained and saved."""
 
-    type: Literal["lora"] = "lora"
+    type: Literal["lora"] = Field("lora", description="Name of the strategy.")
     r: PositiveInt = Field(8, description="Rank of the adapters.")
     alpha: float | None = Field(None, gt=0, description="Scale numerator; derived: 2 r.")
     dropout: Fraction = Field(0.05, description="Dropout on the adapters' input.")
@@ -121,20 +121,20 @@ class Lora(StrategySection):
 class Ia3(StrategySection):
     """Learned rescaling of keys, values and feed-forward activations (IA3, arXiv:2205.05638)."""
 
-    type: Literal["ia3"] = "ia3"
+    type: Literal["ia3"] = Field("ia3", description="Name of the strategy.")
     merge: bool = MERGE
 
 
 class BitFit(StrategySection):
     """Train the bias terms of the blocks and the head (BitFit, arXiv:2106.10199)."""
 
-    type: Literal["bitfit"] = "bitfit"
+    type: Literal["bitfit"] = Field("bitfit", description="Name of the strategy.")
 
 
 class LpFt(StrategySection):
     """Linear probe, then fine-tune everything (arXiv:2202.10054): two stages."""
 
-    type: Literal["lp_ft"] = "lp_ft"
+    type: Literal["lp_ft"] = Field("lp_ft", description="Name of the strategy.")
     probe_share: Rate = Field(0.3, lt=1.0, description="Share of the optimizer steps that trains the head alone.")
 
 

@@ -3,53 +3,91 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
+from cyclopts import CycloptsError
 from pydantic import ValidationError
 
 from hftransfer.recipe import Recipe
 
 # pydantic puts the chosen member of a union into the location; users write strategy.r, not strategy.lora.r.
 UNIONS = ("strategy",)
+# Longer values do not help in a message of one line.
+MAX_SHOWN = 80
 
 
 def one_line(error: Exception) -> str:
     """What is wrong, where and what to do, on one line."""
     cause = error if isinstance(error, ValidationError) else error.__cause__
     if isinstance(cause, ValidationError):
-        return _of_recipe(cause)
+        # cyclopts validates a section by itself: its own name has to go before the setting's.
+        argument = error.argument if isinstance(error, CycloptsError) else None
+        section = argument.name.removeprefix("--") if argument is not None else "*"
+        return ": ".join(describe(cause, () if section == "*" else (section,)))
     return " ".join(str(error).split())
 
 
-def _of_recipe(error: ValidationError) -> str:
-    """The first of pydantic's findings, in the words of the command line."""
+def describe(error: ValidationError, section: tuple[str, ...] = ()) -> tuple[str, str]:
+    """The first of pydantic's findings, in the words of the command line.
+
+    Args:
+        error: What pydantic found.
+        section: What was validated, if not the whole recipe.
+
+    Returns:
+        The dotted name of the setting, and what is wrong with it and what to do.
+    """
     found = error.errors(include_url=False)
     first = found[0]
-    location = [str(part) for part in first["loc"]]
-    if len(location) > 2 and location[0] in UNIONS:
-        del location[1]
-    where = ".".join(location)
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        message = "unknown setting"
-        near = get_close_matches(where, recipe_fields(first["loc"]), n=1)
-        message += f"; did you mean {near[0]}?" if near else ""
-    elif first["type"] == "missing":
-        message = f"required; give it with --{where} or in the YAML file"
-    else:
-        message = f"{first['msg']}, not {first['input']!r}"
-    return f"{where}: {message}{more}"
+    location = (*section, *map(str, first["loc"]))
+    where = setting_name(location)
+    others = {setting_name((*section, *map(str, other["loc"]))) for other in found} - {where}
+    more = f" ({len(others)} more)" if others else ""
+    kinds = [other["type"] for other in found if setting_name((*section, *map(str, other["loc"]))) == where]
+    return where, " ".join(f"{_what(first, where, location, kinds)}{more}".split())
 
 
-def recipe_fields(location: tuple[str | int, ...]) -> list[str]:
+def setting_name(location: tuple[str, ...]) -> str:
+    """The dotted name of a setting as users write it, without the members of unions that pydantic adds."""
+    parts = list(location)
+    if len(parts) > 2 and parts[0] in UNIONS:
+        del parts[1]
+    return ".".join(part for part in parts if "[" not in part)
+
+
+def recipe_fields(location: tuple[str, ...]) -> list[str]:
     """Dotted names of the settings beside the one at this location."""
     schema = Recipe.model_json_schema()
     if len(location) == 1:
         return list(schema["properties"])
-    section = str(location[0])
+    section = location[0]
     if section in UNIONS:
-        members = schema["properties"][section]["discriminator"]["mapping"]
-        reference = members.get(str(location[1]), "")
+        reference = schema["properties"][section]["discriminator"]["mapping"].get(location[1], "")
     else:
         reference = schema["properties"].get(section, {}).get("$ref", "")
     properties = schema["$defs"].get(str(reference).rpartition("/")[2], {}).get("properties", {})
     return [f"{section}.{name}" for name in properties]
+
+
+def _what(finding: Any, where: str, location: tuple[str, ...], kinds: list[str]) -> str:
+    """What one finding of pydantic means."""
+    kind = finding["type"]
+    if kind == "extra_forbidden":
+        near = get_close_matches(where, recipe_fields(location), n=1)
+        return "unknown setting" + (f"; did you mean {near[0]}?" if near else "")
+    if kind == "missing":
+        return f"required; give it with --{where} or in the YAML file"
+    if kind == "union_tag_invalid":
+        tag, known = finding["ctx"]["tag"], finding["ctx"]["expected_tags"].replace("'", "")
+        near = get_close_matches(tag, known.split(", "), n=1)
+        fix = f"did you mean {near[0]}?" if near else f"there are {known}"
+        return f"no {where} is called {_shown(tag)}; {fix}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"should be a mapping of settings, not {_shown(finding['input'])}"
+    alternative = " or a list" if kind == "literal_error" and "list_type" in kinds else ""
+    return f"{finding['msg']}{alternative}, not {_shown(finding['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

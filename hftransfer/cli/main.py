@@ -47,9 +47,8 @@ def guarded(action: Any) -> int:
     try:
         action()
     except (UserError, CycloptsError, ValidationError) as error:
-        # Under a launcher every process fails alike; one of them speaks.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {one_line(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {one_line(error)}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
         return 2
     return 0
 

@@ -3,44 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
-from cyclopts import App, ArgumentCollection
-from cyclopts.config import Dict
+from cyclopts import App, Argument, ArgumentCollection, Token
+from cyclopts.utils import UNSET
+from pydantic import ValidationError
 
+from hftransfer.cli.errors import describe
 from hftransfer.errors import RecipeError
+from hftransfer.recipe import Recipe
 
 FROM_FLAG, FROM_YAML = "flag", "YAML"
 # A recipe is a page; a file beyond this is something else.
 MAX_YAML_BYTES = 1_000_000
+# PyYAML raises these, besides its own, for explicit tags on values that do not fit and for very deep nesting.
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class RecipeConfig:
-    """Reads the file named by `--config` and remembers where every setting came from."""
+    """Builds the recipe from flags and the file named by `--config`, and remembers where every setting came from."""
 
     origins: dict[str, str]
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Give arguments without a flag their values from the file; cyclopts calls this after parsing the flags."""
-        given = {name.removeprefix("--"): argument for argument in arguments for name in argument.names}
-        config = given["config"].tokens
-        flags = {name for name, argument in given.items() if argument.tokens} - {"config"}
-        type(self).origins = dict.fromkeys(flags, FROM_FLAG)
-        if not config:
-            return
-        path = Path(config[0].value)
-        values = read_yaml(path)
-        strategy_type = given["strategy.type"].tokens
-        if (
-            strategy_type
-            and isinstance(values.get("strategy"), dict)
-            and values["strategy"].get("type") != strategy_type[0].value
-        ):
-            # The file's other strategy settings belong to the type that the flag replaced.
-            del values["strategy"]
-        type(self).origins |= dict.fromkeys(set(_leaves(values)) - flags, f"{FROM_YAML} ({path.name})")
-        Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+        """Replace the flags' values by the whole recipe; cyclopts calls this after parsing the flags.
+
+        Raises:
+            RecipeError: If the file cannot be read, or file and flags together are no recipe.
+        """
+        flags = {}
+        for argument in arguments:
+            if argument.keys and argument.tokens:
+                # `--strategy lora` is short for `--strategy.type lora`, as in a file.
+                keys = ("strategy", "type") if argument.keys == ("strategy",) else argument.keys
+                flags[keys] = _flag_value(argument)
+                argument.tokens.clear()
+        config = next(argument for argument in arguments if "--config" in argument.names).tokens
+        path = Path(config[0].value) if config else None
+        values = read_yaml(path) if path else {}
+        type(self).origins = dict.fromkeys(map(".".join, flags), FROM_FLAG)
+        recipe = build_recipe(values, flags, path)
+        if path:
+            type(self).origins = dict.fromkeys(_leaves(values), f"{FROM_YAML} ({path.name})") | self.origins
+        root = next(argument for argument in arguments if argument.hint is Recipe)
+        root.tokens.append(Token(implicit_value=recipe))
+
+
+def build_recipe(values: dict[str, Any], flags: dict[tuple[str, ...], Any], path: Path | None) -> Recipe:
+    """The recipe of a file's settings with flags over them.
+
+    Args:
+        values: The file's settings; what flags replace is changed in place.
+        flags: The flags' values by the parts of their dotted names.
+        path: The file, for messages.
+
+    Raises:
+        RecipeError: If a setting is unknown, missing or out of range.
+    """
+    strategy, strategy_type = values.get("strategy"), flags.get(("strategy", "type"))
+    if strategy_type is not None and not (isinstance(strategy, dict) and strategy.get("type") == strategy_type):
+        # The file's other strategy settings belong to the type that the flag replaced.
+        values.pop("strategy", None)
+    for keys, value in flags.items():
+        section = values.setdefault(keys[0], {}) if len(keys) > 1 else values
+        if not isinstance(section, dict):
+            raise RecipeError("should be a mapping of settings", where=f"{path}: {keys[0]}", fix="mend the YAML")
+        section[keys[-1]] = value
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        where, what = describe(error)
+        by_flag = any(where == name or where.startswith(f"{name}.") for name in map(".".join, flags))
+        by_file = path is not None and not by_flag and error.errors()[0]["type"] != "missing"
+        raise RecipeError(what, where=f"{path}: {where}" if by_file else where) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -52,21 +88,61 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise RecipeError(f"larger than {MAX_YAML_BYTES} bytes", where=str(path), fix="is this a recipe?")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)  # noqa: S506, it is a SafeLoader
+    except RecipeError:
+        raise
     except OSError as error:
         raise RecipeError(f"cannot be read ({error.strerror})", where=str(path), fix="check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except YAML_ERRORS as error:
         problem = getattr(error, "problem", None) or "no YAML text"
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(str(problem), where=f"{path}{line}", fix="mend the YAML") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise RecipeError("not a mapping of settings", where=str(path), fix="write lines such as `checkpoint: NAME`")
     # A setting left empty is one that was not made.
     values = _without_none(values)
     if isinstance(values.get("strategy"), str):
         values["strategy"] = {"type": values["strategy"]}
     return values
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Plain YAML alone: settings are named by text, once; aliases, which may form circles, are refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As in PyYAML, but without aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As in PyYAML, but every key is a text and occurs once."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(None, None, "a setting's name is not a text", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _flag_value(argument: Argument) -> Any:
+    """What the tokens of one flag say: text, a boolean or a list (`--trackers a --trackers b` or `--trackers [a, b]`).
+
+    Raises:
+        RecipeError: If a list is not written as one.
+    """
+    values = [token.value if token.implicit_value is UNSET else token.implicit_value for token in argument.tokens]
+    first = values[0]
+    if len(values) == 1 and isinstance(first, str) and first.startswith("["):
+        try:
+            return yaml.load(first, Loader=RecipeLoader)  # noqa: S506, it is a SafeLoader
+        except YAML_ERRORS:
+            raise RecipeError(f"not a list: {first[:80]}", where=".".join(argument.keys), fix="write [a, b]") from None
+    return values if len(values) > 1 or get_origin(argument.hint) is list else first
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
             mixed_precision=precision,
             log_with=list(recipe.trackers) or None,
             project_dir=recipe.output_dir if recipe.trackers else None,
+            # Without this a launcher that was told of several processes starts them and joins none on a CPU.
+            cpu=not torch.accelerator.is_available(),
             dynamo_backend="inductor" if recipe.optim.torch_compile else None,
         )
     except ValueError as error:
