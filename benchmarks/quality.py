@@ -80,7 +80,8 @@ def table(arguments: argparse.Namespace) -> None:
         seconds = statistics.median(run.metrics["training"]["seconds"] for run in runs)
         optim = runs[0].recipe.optim
         print(
-            f"| {data_set} | {strategy} | {metric} | {statistics.mean(scores):.2f} | {min(scores):.2f} to {max(scores):.2f} "
+            f"| {data_set} | {strategy} | {metric} | {statistics.mean(scores):.2f} "
+            f"| {min(scores):.2f} to {max(scores):.2f} "
             f"| {len(scores)} | {optim.num_train_epochs} | {optim.learning_rate:g} | {seconds:.0f} |"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection
 from hftransfer.run import MODEL_FOLDER
+from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.training import evaluate as evaluation
 
@@ -22,7 +24,7 @@ OUTPUT_FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 def predict(
-    model: str | Path,
+    model: str | os.PathLike[str],
     texts: list[str] | None = None,
     *,
     data: Dataset | None = None,
@@ -33,7 +35,7 @@ def predict(
     """Label names and probabilities for texts.
 
     Args:
-        model: A run's folder or its model folder.
+        model: A run, its folder or its model folder.
         texts: The texts, or
         data: a dataset with a text column.
         text: The dataset's text column.
@@ -45,13 +47,20 @@ def predict(
 
     Raises:
         CheckpointError: If the folder is not a trained model.
+        DataError: If the texts are no texts, or the dataset lacks a column.
     """
     from datasets import Dataset as HfDataset
 
     if (texts is None) == (data is None):
         raise DataError("give either texts or data", where="predict")
+    if isinstance(texts, str) or not all(isinstance(one, str) for one in texts or ()):
+        raise DataError("the texts are not a list of strings", where="predict")
     dataset = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
     assert dataset is not None
+    for column in (text, text_pair):
+        if column is not None and column not in dataset.column_names:
+            there = ", ".join(dataset.column_names)
+            raise DataError(f"no column {column!r}", where="predict", fix=f"there are {there}")
     # Predictions must not depend on a label column that happens to be there.
     section = DataSection(text=text, text_pair=text_pair, label="no label is read")
     loaded, task = _load(model, section)
@@ -62,11 +71,11 @@ def predict(
     return task.decode(predictions_NP, features)
 
 
-def evaluate(model: str | Path, data: DataSection, *, batch_size: int = 256) -> dict[str, float]:
+def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: int = 256) -> dict[str, float]:
     """Scores of a trained model on `data.test`.
 
     Args:
-        model: A run's folder or its model folder.
+        model: A run, its folder or its model folder.
         data: The file and its columns.
         batch_size: Most rows per batch.
 
@@ -83,9 +92,17 @@ def evaluate(model: str | Path, data: DataSection, *, batch_size: int = 256) -> 
 
 
 def predict_file(
-    model: str | Path, source: str, output: Path, *, text: str, text_pair: str | None, batch_size: int
+    model: str | os.PathLike[str], source: str, output: Path, *, text: str, text_pair: str | None, batch_size: int
 ) -> int:
     """Predict for a file and write its columns with the predictions; the output is whole or absent.
+
+    Args:
+        model: A run, its folder or its model folder.
+        source: File to read.
+        output: File to write.
+        text: Column with the text.
+        text_pair: Column with the second text of a pair.
+        batch_size: Most rows per batch.
 
     Returns:
         The number of rows.
@@ -93,31 +110,48 @@ def predict_file(
     Raises:
         DataError: If the input cannot be read or the output's format is unknown.
     """
-    import pandas as pd
-
-    if output.suffix not in OUTPUT_FORMATS:
-        raise DataError(
-            f"cannot write {output.suffix!r} files", where=str(output), fix=f"use {', '.join(OUTPUT_FORMATS)}"
-        )
-    if not output.parent.is_dir():
-        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    check_output_file(output, OUTPUT_FORMATS)
     section = DataSection(text=text, text_pair=text_pair)
     load_file(source, where="--input", section=section)
     dataset = load_file(source, where="--input")
     records = predict(model, data=dataset, text=text, text_pair=text_pair, batch_size=batch_size)
-    frame = dataset.to_pandas()
-    frame["prediction"] = [record["prediction"] for record in records]
-    if output.suffix == ".csv":
-        # A table has one column per label; the other formats nest them.
-        for name in records[0].get("probabilities", {}) if records else ():
-            frame[f"probability_{name}"] = [record["probabilities"][name] for record in records]
-    elif records and "probabilities" in records[0]:
-        frame["probabilities"] = [record["probabilities"] for record in records]
-    _write(pd.DataFrame(frame), output)
+    added = _columns(records, flat=output.suffix == ".csv")
+    taken = [name for name in added if name in dataset.column_names]
+    if taken:
+        raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
+    _write(dataset.to_pandas().assign(**added), output)
     return len(records)
 
 
-def _load(model: str | Path, section: DataSection) -> tuple[LoadedModel, TextClassificationTask]:
+def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that cannot be written, before anything heavy is done.
+
+    Raises:
+        DataError: If its ending is not among the suffixes, its folder is absent or it is a folder.
+    """
+    if output.suffix not in suffixes:
+        raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix=f"use {', '.join(suffixes)}")
+    if not output.parent.is_dir():
+        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    if output.is_dir():
+        raise DataError("is a folder", where=str(output), fix="name a file")
+
+
+def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any]]:
+    """Predictions as columns; flat ones have a column per label, and lists of labels as JSON."""
+    predictions = [record["prediction"] for record in records]
+    if "probabilities" not in records[0]:
+        return {"prediction": predictions}
+    probabilities = [record["probabilities"] for record in records]
+    if not flat:
+        return {"prediction": predictions, "probabilities": probabilities}
+    if isinstance(predictions[0], list):
+        predictions = [json.dumps(names, ensure_ascii=False) for names in predictions]
+    by_label = {f"probability_{name}": [record[name] for record in probabilities] for name in probabilities[0]}
+    return {"prediction": predictions, **by_label}
+
+
+def _load(model: str | os.PathLike[str], section: DataSection) -> tuple[LoadedModel, TextClassificationTask]:
     """The model and the task that its config describes."""
     folder = Path(model)
     loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
@@ -127,7 +161,7 @@ def _load(model: str | Path, section: DataSection) -> tuple[LoadedModel, TextCla
 def _max_length(loaded: LoadedModel) -> int:
     """The longest input that the training allowed, else the model's limit."""
     trained = getattr(loaded.model.config, "hftransfer_max_length", None)
-    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    base = transformers_model(loaded.model)
     return int(trained or max_input_length(base, loaded.tokenizer) or DEFAULT_MAX_LENGTH)
 
 

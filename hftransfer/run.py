@@ -30,6 +30,9 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def model_folder(self) -> Path:
         """The plain Hugging Face folder."""
@@ -57,12 +60,21 @@ def check_output_folder(recipe: Recipe) -> None:
     """Refuse an output folder that holds something already, before anything heavy is done.
 
     Raises:
-        RecipeError: If it exists and neither --overwrite nor --resume auto says what to do with it.
+        RecipeError: If it cannot be made, or exists and neither --overwrite nor --resume auto says what to do with it.
     """
     folder = Path(recipe.output_dir or "")
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError("is a file, not a folder", where=str(folder), fix="choose another --output_dir")
-    if not folder.is_dir() or not any(folder.iterdir()) or recipe.resume == "auto":
+    try:
+        if "\0" in str(folder):
+            raise ValueError("a null character in its name")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        writable, used = os.access(there, os.W_OK), folder.is_dir() and any(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"no usable folder ({error})", where="output_dir", fix="choose another") from error
+    if not there.is_dir():
+        raise RecipeError("is a file, not a folder", where=str(there), fix="choose another --output_dir")
+    if not writable:
+        raise RecipeError("not writable", where=str(there), fix="choose another --output_dir")
+    if not used or recipe.resume == "auto":
         return
     if not recipe.overwrite:
         raise RecipeError(
@@ -74,6 +86,13 @@ def check_output_folder(recipe: Recipe) -> None:
         raise RecipeError(
             "is not the folder of a run, so it is not overwritten", where=str(folder), fix="choose another --output_dir"
         )
+    inputs = {
+        "checkpoint": recipe.checkpoint,
+        **{f"data.{name}": getattr(recipe.data, name) for name in ("train", "validation", "test", "name")},
+    }
+    for name, path in inputs.items():
+        if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise RecipeError(f"{path} is in output_dir, which is overwritten", where=name, fix="choose another folder")
 
 
 def create_run(recipe: Recipe, writes: bool = True) -> Run:
@@ -81,9 +100,11 @@ def create_run(recipe: Recipe, writes: bool = True) -> Run:
     folder = Path(recipe.output_dir or "")
     if not writes:
         return Run(folder)
-    if recipe.overwrite and recipe.resume != "auto" and folder.exists():
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if recipe.overwrite and recipe.resume != "auto":
+        # Its contents alone: the folder may be a link or a mount.
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     write_whole(folder / RECIPE_FILE, text)
     return Run(folder)

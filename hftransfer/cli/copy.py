@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hftransfer.cli.recipes import check_name, config_files, recipes_folder
+from hftransfer.cli.recipes import check_name, config_files, recipes_folder, schema_file
 from hftransfer.errors import RecipeError
 
 
@@ -18,14 +18,21 @@ def copy(name: str, /, *, to: Path = Path(), overwrite: bool = False) -> None:
         overwrite: Replace files that are there already.
     """
     check_name(name)
-    sources = [recipes_folder() / f"{name}.py", *config_files(name)]
-    existing = [to / source.name for source in sources if (to / source.name).exists()]
+    sources = [recipes_folder() / f"{name}.py", *config_files(name), schema_file()]
+    # Laid out as here: the configs name their schema by a relative path.
+    copies = {source: to / source.relative_to(recipes_folder()) for source in sources}
+    existing = [target for target in copies.values() if target.exists()]
     if existing and not overwrite:
         raise RecipeError(
             "exists already", where=str(existing[0]), fix="choose another folder with --to, or --overwrite"
         )
-    to.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        shutil.copyfile(source, to / source.name)
-        print(to / source.name)
-    print(f"run it with: accelerate launch {to / sources[0].name} --config FILE.yaml")
+    try:
+        for source, target in copies.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            print(target)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be written ({error.strerror})", where=str(error.filename), fix="check --to"
+        ) from error
+    print(f"run it with: accelerate launch {copies[sources[0]]} --config FILE.yaml")

@@ -41,6 +41,8 @@ def describe(error: ValidationError, section: tuple[str, ...] = ()) -> tuple[str
     first = found[0]
     location = (*section, *map(str, first["loc"]))
     where = setting_name(location)
+    if first["type"] == "union_tag_invalid":
+        return f"{where}.type", _unknown_member(where, first["ctx"])
     others = {setting_name((*section, *map(str, other["loc"]))) for other in found} - {where}
     more = f" ({len(others)} more)" if others else ""
     kinds = [other["type"] for other in found if setting_name((*section, *map(str, other["loc"]))) == where]
@@ -77,15 +79,17 @@ def _what(finding: Any, where: str, location: tuple[str, ...], kinds: list[str])
         return "unknown setting" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":
         return f"required; give it with --{where} or in the YAML file"
-    if kind == "union_tag_invalid":
-        tag, known = finding["ctx"]["tag"], finding["ctx"]["expected_tags"].replace("'", "")
-        near = get_close_matches(tag, known.split(", "), n=1)
-        fix = f"did you mean {near[0]}?" if near else f"there are {known}"
-        return f"no {where} is called {_shown(tag)}; {fix}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"should be a mapping of settings, not {_shown(finding['input'])}"
     alternative = " or a list" if kind == "literal_error" and "list_type" in kinds else ""
     return f"{finding['msg']}{alternative}, not {_shown(finding['input'])}"
+
+
+def _unknown_member(union: str, context: Any) -> str:
+    """What a name means that no member of a union has."""
+    tag, known = context["tag"], context["expected_tags"].replace("'", "")
+    near = get_close_matches(tag, known.split(", "), n=1)
+    return f"no {union} is called {_shown(tag)}; " + (f"did you mean {near[0]}?" if near else f"there are {known}")
 
 
 def _shown(value: Any) -> str:

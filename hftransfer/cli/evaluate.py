@@ -10,12 +10,14 @@ from cyclopts import Parameter
 
 from hftransfer.recipe import DataSection
 
+NO_DATA = DataSection()
+
 
 def evaluate(
     model: str,
     /,
     *,
-    data: Annotated[DataSection, Parameter(help="The examples.")],
+    data: Annotated[DataSection, Parameter(help="The examples.")] = NO_DATA,
     batch_size: int = 256,
     output: Path | None = None,
 ) -> None:
@@ -31,6 +33,8 @@ def evaluate(
     from hftransfer.run import plain_numbers, write_whole
     from hftransfer.training import summary
 
+    if output is not None:
+        inference.check_output_file(output, (".json",))
     scores = inference.evaluate(model, data, batch_size=batch_size)
     if output is not None:
         write_whole(output, json.dumps(plain_numbers(scores), indent=1) + "\n")

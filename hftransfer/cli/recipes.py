@@ -49,6 +49,11 @@ def config_files(name: str) -> list[Path]:
     return sorted((recipes_folder() / "configs" / name).glob("*.yaml"))
 
 
+def schema_file() -> Path:
+    """The JSON Schema of a recipe, by which editors complete the configs."""
+    return recipes_folder() / "configs" / "recipe.schema.json"
+
+
 def recipes() -> None:
     """List the recipes and the configs that come with them."""
     for name in recipe_names():

@@ -32,6 +32,9 @@ class RecipeConfig:
         Raises:
             RecipeError: If the file cannot be read, or file and flags together are no recipe.
         """
+        if any("NAME" in argument.names and not argument.tokens for argument in arguments):
+            # cyclopts says what is missing; a recipe without its name needs no further look.
+            return
         flags = {}
         for argument in arguments:
             if argument.keys and argument.tokens:
@@ -88,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise RecipeError(f"larger than {MAX_YAML_BYTES} bytes", where=str(path), fix="is this a recipe?")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)  # noqa: S506, it is a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except RecipeError:
         raise
     except OSError as error:
@@ -139,7 +142,7 @@ def _flag_value(argument: Argument) -> Any:
     first = values[0]
     if len(values) == 1 and isinstance(first, str) and first.startswith("["):
         try:
-            return yaml.load(first, Loader=RecipeLoader)  # noqa: S506, it is a SafeLoader
+            return yaml.load(first, Loader=RecipeLoader)
         except YAML_ERRORS:
             raise RecipeError(f"not a list: {first[:80]}", where=".".join(argument.keys), fix="write [a, b]") from None
     return values if len(values) > 1 or get_origin(argument.hint) is list else first

@@ -44,16 +44,17 @@ def save_model(
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore
+    peft_model: Any = model if hasattr(model, "get_base_model") else None
+    inner: Any = peft_model.get_base_model() if peft_model is not None else model
     for name, value in config.items():
         setattr(inner.config, name, value)
-    if inner is model:
+    if peft_model is None:
         inner.save_pretrained(temporary)
     else:
         inner.save_pretrained(temporary, state_dict=plain_state(inner))
-        for adapter in model.peft_config.values():  # type: ignore[union-attr]
+        for adapter in peft_model.peft_config.values():
             adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
-        model.save_pretrained(temporary)  # type: ignore[operator]
+        peft_model.save_pretrained(temporary)
         # PEFT writes a card without content; the run writes its own.
         (temporary / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(temporary)

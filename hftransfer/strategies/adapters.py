@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -99,7 +100,8 @@ def family_targets(model: nn.Module, where: str) -> AdapterTargets:
     Raises:
         StrategyError: If the family has none.
     """
-    model_type = model.config.model_type  # type: ignore[union-attr]
+    config: Any = model.config
+    model_type = config.model_type
     if model_type not in ADAPTER_TARGETS:
         raise StrategyError(
             f"no adapter targets are declared for {model_type!r} models",

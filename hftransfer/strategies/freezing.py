@@ -20,8 +20,10 @@ FROZEN_MODULES = "_hftransfer_frozen_modules"
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT model, or the model itself."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner  # type: ignore[return-value]
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner: Any = unwrap() if unwrap else model
+    found: PreTrainedModel = inner
+    return found
 
 
 def attach_anatomy(model: nn.Module, anatomy: Anatomy | None = None) -> Anatomy:

@@ -43,8 +43,8 @@ class Ia3(Strategy):
             feedforward_modules=feed_forward,
             modules_to_save=adapters.head_modules(model, anatomy),
         )
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Fold the adapters into the weights if the recipe says so."""
-        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator,no-any-return]
+        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator]

@@ -42,7 +42,7 @@ class Lora(Strategy):
             target_modules=self._target_modules(model, anatomy),
             modules_to_save=adapters.head_modules(model, anatomy),
         )
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
 
     def _target_modules(self, model: nn.Module, anatomy: Anatomy) -> list[str]:
         """Full paths, so that no ending matches a module outside of the chosen blocks."""
@@ -58,4 +58,4 @@ class Lora(Strategy):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Fold the adapters into the weights if the recipe says so."""
-        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator,no-any-return]
+        return model.merge_and_unload() if self.settings.merge else model  # type: ignore[operator]

@@ -113,10 +113,9 @@ def pad_columns(
     lengths_B = features.lengths_N[rows]
     positions_T = np.arange(int(lengths_B.max(initial=1)))
     mask_BT = positions_T < lengths_B[:, None]
-    last = max(int(features.offsets_N1[-1]) - 1, 0)
-    index_BT = np.minimum(features.offsets_N1[rows][:, None] + positions_T, last)
-    padded = {
-        name: np.where(mask_BT, values[index_BT], pad_values.get(name, 0)).astype(np.int64)
-        for name, values in features.columns.items()
-    }
+    flat_index = (features.offsets_N1[rows][:, None] + positions_T)[mask_BT]
+    padded = {}
+    for name, values in features.columns.items():
+        padded[name] = np.full(mask_BT.shape, pad_values.get(name, 0), dtype=np.int64)
+        padded[name][mask_BT] = values[flat_index]
     return {**padded, "attention_mask": mask_BT.astype(np.int64)}

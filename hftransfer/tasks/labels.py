@@ -78,14 +78,16 @@ def infer_labels(dataset: Dataset, column: str, problem: str, where: str) -> Lab
     _check_fits(values, problem, f"{where}, column {column!r}")
     if problem == "regression":
         return Labels("regression", ())
-    names = _declared_names(dataset, column) or _sorted_names(values, problem == "multi_label")
+    declared = _declared_names(dataset, column)
+    names = declared or _sorted_names(values, problem == "multi_label")
     if len(names) < 2:
         raise DataError(
             f"the labels have {len(names)} class ({', '.join(names)})",
             where=f"{where}, column {column!r}",
             fix="a classifier needs at least two",
         )
-    if len(names) > max(MIN_SUSPICIOUS_CLASSES, MAX_CLASS_SHARE * len(values)):
+    # Names that the data declare are labels, however few rows there are.
+    if not declared and len(names) > max(MIN_SUSPICIOUS_CLASSES, MAX_CLASS_SHARE * len(values)):
         raise DataError(
             f"{len(names)} different labels in {len(values)} rows",
             where=f"{where}, column {column!r}",
@@ -108,8 +110,13 @@ def column_names(dataset: Dataset, column: str) -> list[Any]:
     if not names:
         return values
     if values and isinstance(values[0], list):
-        return [[names[number] for number in members] for members in values]
-    return [names[number] for number in values]
+        return [[_named(names, number) for number in members] for members in values]
+    return [_named(names, number) for number in values]
+
+
+def _named(names: Sequence[str], number: Any) -> Any:
+    """The name of a ClassLabel's number; -1 stands for no label and must not become the last name."""
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else number
 
 
 def _guess(values: Sequence[Any]) -> Problem:

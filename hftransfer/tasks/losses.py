@@ -31,7 +31,7 @@ def classification_loss(
         logits_BC, labels_B, weight=class_weights_C, label_smoothing=label_smoothing, reduction="none"
     )
     true_probability_B = logits_BC.softmax(-1).gather(1, labels_B[:, None])[:, 0]
-    return ((1 - true_probability_B) ** focal_gamma * losses_B).sum()
+    return (_focal_factor(true_probability_B, focal_gamma) * losses_B).sum()
 
 
 def multi_label_loss(
@@ -44,8 +44,13 @@ def multi_label_loss(
     if focal_gamma:
         probability_BC = logits_BC.sigmoid()
         true_probability_BC = torch.where(targets_BC > 0.5, probability_BC, 1 - probability_BC)
-        losses_BC = (1 - true_probability_BC) ** focal_gamma * losses_BC
+        losses_BC = _focal_factor(true_probability_BC, focal_gamma) * losses_BC
     return losses_BC.mean(-1).sum()
+
+
+def _focal_factor(true_probability: Tensor, gamma: float) -> Tensor:
+    """(1 - p) ** gamma; unclamped, its gradient at p = 1 is infinite for gamma < 1 and that of the loss NaN."""
+    return (1 - true_probability).clamp_min(torch.finfo(true_probability.dtype).tiny) ** gamma
 
 
 def regression_loss(predictions_B: Tensor, targets_B: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from hftransfer.errors import RecipeError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import Features, pad_columns
@@ -30,6 +31,12 @@ PROBLEM_TYPES = {
     "regression": "regression",
 }
 DEFAULT_METRICS = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "spearman"}
+# Settings that the loss of these problems has no use for.
+UNUSED_SETTINGS = {
+    "class_weights": ("regression",),
+    "label_smoothing": ("multi_label", "regression"),
+    "focal_gamma": ("regression",),
+}
 # Above this a rare label's weight makes its few examples decide the training.
 MAX_POSITIVE_WEIGHT = 20.0
 
@@ -48,8 +55,17 @@ class TextClassificationTask:
 
     @classmethod
     def from_data(cls, settings: TextClassification, data: DataSection, train: Dataset) -> TextClassificationTask:
-        """Infer problem and label names from the training examples."""
-        return cls(settings, data, infer_labels(train, data.label, settings.problem, "training data"))
+        """Infer problem and label names from the training examples.
+
+        Raises:
+            DataError: If the labels leave nothing to learn.
+            RecipeError: If a setting means nothing for this problem.
+        """
+        labels = infer_labels(train, data.label, settings.problem, "training data")
+        for name, problems in UNUSED_SETTINGS.items():
+            if labels.problem in problems and getattr(settings, name) != type(settings).model_fields[name].default:
+                raise RecipeError(f"does nothing for {labels.problem}", where=f"task.{name}", fix="leave it out")
+        return cls(settings, data, labels)
 
     @classmethod
     def from_model(cls, config: Any, data: DataSection) -> TextClassificationTask:
@@ -92,7 +108,8 @@ class TextClassificationTask:
         bias = next(
             (
                 parameter
-                for name, parameter in model.named_parameters()
+                # From the back: a dense layer before the output may be as wide as there are labels.
+                for name, parameter in reversed(list(model.named_parameters()))
                 if name in fresh_parameters and name.endswith("bias") and parameter.shape == (self.labels.num_outputs,)
             ),
             None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def tokenize(
         truncated_tokens += sum(full_lengths) - sum(chunk_lengths)
         lengths += chunk_lengths
         for name, rows in encoded.items():
-            chunks.setdefault(name, []).append(np.fromiter((token for row in rows for token in row), np.int32))
+            chunks.setdefault(name, []).append(np.fromiter(chain.from_iterable(rows), np.int32))
     return Features(
         columns={name: np.concatenate(parts) for name, parts in chunks.items()},
         offsets_N1=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.data.batching import token_budget_batches
+from hftransfer.errors import DataError
 from hftransfer.tasks.base import Features, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def predict(
 
     Returns:
         Predictions in the order of the rows, (N, P).
+
+    Raises:
+        DataError: If there are no rows.
     """
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(model.parameters()).device
@@ -59,8 +63,9 @@ def predict(
             predictions_NP = torch.zeros(len(features), outputs_BP.shape[1], device=device)
         if position % world_size == rank:
             predictions_NP[torch.from_numpy(rows).to(device)] = outputs_BP
-    assert predictions_NP is not None
+    if predictions_NP is None:
+        raise DataError("no rows to predict", where="features", fix="give at least one example")
     if accelerator is not None and world_size > 1:
         predictions_NP = accelerator.reduce(predictions_NP, "sum")
     model.train(was_training)
-    return predictions_NP.float().cpu().numpy()  # type: ignore[union-attr]
+    return predictions_NP.float().cpu().numpy()

@@ -65,7 +65,8 @@ class Training:
         self.learned_names = tuple(dict.fromkeys(name for _, names in self.groups for name in names))
         learned = set(self.learned_names)
         self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
-        self.state = TrainingState(self.folder / "checkpoints", self.recipe, self.train, self.accelerator)
+        splits = (self.train, self.validation)
+        self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator)
 
     def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
         """The optimizer groups and the names of what learns in every stage.
@@ -125,6 +126,7 @@ class Training:
             return
         self.progress, weights, self._best = found
         restore(self.model, weights)
+        log.rewind(self.progress.step)
         log.say(f"resumed at step {self.progress.step}")
 
     def _run_stage(self, current: StageSteps, log: RunLog, started: float) -> None:
@@ -138,7 +140,7 @@ class Training:
         model = self.accelerator.prepare_model(self.model)
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         if current.start < self.progress.step:
-            self.state.load_optimizer(optimizer, self.accelerator.scaler)
+            self.state.load_optimizer(optimizer)
         model.train()
         for step in range(max(current.start, self.progress.step), current.end):
             factor = self._rate_factor(current, step)
@@ -159,7 +161,8 @@ class Training:
             self._after_step(loss, max(peak_rates) * factor, current, model, optimizer, log, started)
             if self.progress.stopped:
                 break
-        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        # A compiled wrapper that stayed would rename all parameters.
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
         self.accelerator.free_memory()
 
     def _param_groups(self, current: StageSteps) -> list[dict[str, Any]]:
@@ -197,9 +200,11 @@ class Training:
     ) -> None:
         """Log, evaluate and save when it is time."""
         step = self.progress.step
+        checkpoint_every = self.recipe.checkpoint_every
+        saves = bool(checkpoint_every) and step % checkpoint_every == 0 and step < self.total_steps
         log.add_loss(loss)
-        # Reading the loss waits for the GPU; on CPU it is free.
-        if step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":
+        # Reading the loss waits for the GPU; on CPU it is free. A diverged state must not replace a good checkpoint.
+        if saves or step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":
             value = float(self.accelerator.reduce(loss, "sum")) if self.accelerator.num_processes > 1 else float(loss)
             if not math.isfinite(value):
                 raise TrainingError(
@@ -211,11 +216,10 @@ class Training:
         every = self.recipe.evaluation.every or self.batches.per_epoch
         if step % every == 0 or step == self.total_steps:
             self._evaluate(model, log)
-        checkpoint_every = self.recipe.checkpoint_every
-        if checkpoint_every and step % checkpoint_every == 0 and step < self.total_steps:
+        if saves:
             self.progress.seconds = time.perf_counter() - started
             weights = copy_weights(self.model, self.learned_names)
-            self.state.save(self.progress, weights, self._best, optimizer, self.accelerator.scaler)
+            self.state.save(self.progress, weights, self._best, optimizer)
 
     def _evaluate(self, model: nn.Module, log: RunLog) -> None:
         """Score the validation data, keep the best weights, count patience."""
@@ -229,11 +233,8 @@ class Training:
         )
         self.task.calibrate(predictions_NP, self.validation)
         scores = self.task.score(predictions_NP, self.validation)
-        if self.metric not in scores:
-            known = ", ".join(scores)
-            raise TrainingError(f"no metric {self.metric!r} here", where="evaluation.metric", fix=f"there are {known}")
-        value, best = scores[self.metric], self.progress.best_score
-        better = best is None or (value > best if greater_is_better(self.metric) else value < best)
+        value = scores[self.metric]
+        better = is_better(value, self.progress.best_score, self.metric)
         if better:
             self.progress.best_score, self.progress.best_step = value, self.progress.step
             self.progress.best_scores, self.progress.evaluations_without_gain = scores, 0
@@ -244,6 +245,13 @@ class Training:
         log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
         patience = self.recipe.evaluation.early_stopping_patience
         self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
+
+
+def is_better(value: float, best: float | None, metric: str) -> bool:
+    """Whether a score beats the best so far; an undefined one (NaN) is worse than every number."""
+    if best is None or math.isnan(value) or math.isnan(best):
+        return best is None or not math.isnan(value)
+    return value > best if greater_is_better(metric) else value < best
 
 
 def copy_weights(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MANIFEST = "manifest.json"
+FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
 # What may differ between a run and its continuation without changing a single weight.
 NOT_PART_OF_THE_RESULT = {
     "output_dir",
@@ -53,9 +55,14 @@ class Progress:
 class TrainingState:
     """Saves and finds the checkpoints of one run; the main process writes, every process reads."""
 
-    def __init__(self, folder: Path, recipe: Recipe, features: Features, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, features: Sequence[Features], accelerator: Accelerator) -> None:
         self.folder, self.recipe, self.accelerator = folder, recipe, accelerator
-        self.identity = {"recipe": recipe_hash(recipe), "data": data_hash(features)}
+        # The number of processes decides the global batch, and with it what a step is.
+        self.identity: dict[str, Any] = {
+            "recipe": recipe_hash(recipe),
+            "data": data_hash(features),
+            "number of processes": accelerator.num_processes,
+        }
         self._resumed_from: Path | None = None
 
     def save(
@@ -64,7 +71,6 @@ class TrainingState:
         weights: dict[str, torch.Tensor],
         best: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
-        scaler: Any,
     ) -> None:
         """Write a checkpoint beside the others, make it visible by a rename, then remove the oldest."""
         if self.accelerator.is_main_process:
@@ -76,19 +82,22 @@ class TrainingState:
             save_file(weights, temporary / "weights.safetensors")
             save_file(best, temporary / "best.safetensors")
             save_file(moments, temporary / "optimizer.safetensors")
+            scaler = self.accelerator.scaler
             state = {
                 "progress": asdict(progress),
                 "identity": self.identity,
                 "optimizer_steps": group_steps,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "world_size": self.accelerator.num_processes,
+                "scaler": None if scaler is None else scaler.state_dict(),
             }
             (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             _seal(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _fsync(self.folder)
-            for old in self.checkpoints()[self.recipe.keep_checkpoints :]:
+            found = self.checkpoints()
+            here = found.index(final)
+            # What is newer than this step was damaged and passed over: kept, it would push out the valid ones.
+            for old in found[:here] + found[here + self.recipe.keep_checkpoints :]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -97,7 +106,7 @@ class TrainingState:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def load(self) -> tuple[Progress, dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-        """Progress, weights and best weights of the newest valid checkpoint.
+        """Progress, weights and best weights of the newest valid checkpoint; the loss scaler goes on from there.
 
         Raises:
             TrainingError: If the checkpoint belongs to another recipe or other data, or none of them is intact.
@@ -111,13 +120,15 @@ class TrainingState:
                 continue
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             for part, value in self.identity.items():
-                if state["identity"][part] != value:
+                if state["identity"].get(part) != value:
                     raise TrainingError(
                         f"the checkpoint was written with another {part}",
                         where=str(folder),
                         fix="start anew with --resume never --overwrite, or give the same recipe and data",
                     )
             self._resumed_from = folder
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             return (
                 Progress(**state["progress"]),
                 load_file(folder / "weights.safetensors"),
@@ -129,7 +140,7 @@ class TrainingState:
             )
         return None
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the moments of the checkpoint that `load` found into a new optimizer."""
         assert self._resumed_from is not None
         state = json.loads((self._resumed_from / "state.json").read_text(encoding="utf-8"))
@@ -141,8 +152,6 @@ class TrainingState:
         for index, step in state["optimizer_steps"].items():
             restored[int(index)]["step"] = torch.tensor(step, dtype=torch.float32)
         optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
-        if scaler is not None and state["scaler"] is not None:
-            scaler.load_state_dict(state["scaler"])
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -151,13 +160,15 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def data_hash(features: Features) -> str:
-    """Hash of the encoded training rows and their labels."""
-    digest = hashlib.sha256(features.offsets_N1.tobytes())
-    for name in sorted(features.columns):
-        digest.update(features.columns[name].tobytes())
-    if features.labels is not None:
-        digest.update(features.labels.tobytes())
+def data_hash(splits: Sequence[Features]) -> str:
+    """Hash of the encoded rows and labels: training data decide the weights, validation data which of them are best."""
+    digest = hashlib.sha256()
+    for features in splits:
+        digest.update(features.offsets_N1.tobytes())
+        for name in sorted(features.columns):
+            digest.update(features.columns[name].tobytes())
+        if features.labels is not None:
+            digest.update(features.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -175,7 +186,7 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor],
 
 def _seal(folder: Path) -> None:
     """Write the manifest of hashes and push everything to the disk."""
-    hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    hashes = {name: _sha256(folder / name) for name in FILES}
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     for path in folder.iterdir():
         _fsync(path)
@@ -186,8 +197,8 @@ def _verify(folder: Path) -> None:
     """Raise TrainingError if a file is missing or differs from the manifest."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name, value in hashes.items() if _sha256(folder / name) != value]
-    except (OSError, ValueError, AttributeError):
+        damaged = [name for name in FILES if not (folder / name).is_file() or _sha256(folder / name) != hashes[name]]
+    except (OSError, ValueError, KeyError, TypeError):
         damaged = [MANIFEST]
     if damaged:
         raise TrainingError(f"{', '.join(damaged)} damaged or missing", where=str(folder))

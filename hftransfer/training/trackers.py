@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -53,6 +55,16 @@ class RunLog:
         if self.accelerator.is_main_process:
             self.bar.write(line)
 
+    def rewind(self, step: int) -> None:
+        """Drop the records after a step that the training goes back to, and a line that a kill cut short."""
+        if not self.accelerator.is_main_process or not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add this rank's part of a step's loss to the running mean."""
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
@@ -66,7 +78,7 @@ class RunLog:
         assert self._loss_sum is not None
         total = self._loss_sum
         if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(total, "sum")  # type: ignore[assignment]
+            total = self.accelerator.reduce(total, "sum")
         loss = float(total) / self._loss_count
         self._loss_sum, self._loss_count = None, 0
         self.bar.set_postfix({"stage": stage, "loss": f"{loss:.4f}", "rate": f"{rate:.1e}"}, refresh=False)
@@ -81,10 +93,14 @@ class RunLog:
         )
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Append to log.jsonl and pass on to the trackers."""
+        """Append to log.jsonl and pass on to the trackers. JSON has no NaN: an undefined score becomes null."""
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+                finite = {
+                    name: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for name, value in record.items()
+                }
+                file.write(json.dumps({**finite, "time": round(time.time(), 3)}) + "\n")
         if self.recipe.trackers:
             numbers = {name: value for name, value in record.items() if not isinstance(value, str)}
             self.accelerator.log(numbers, step=record["step"])

@@ -77,13 +77,13 @@ def test_every_package_is_listed(config: ConfigParser) -> None:
 def test_package_data_exists(config: ConfigParser) -> None:
     folder_of = {"hftransfer": "hftransfer", "hftransfer.recipes": "recipes"}
     for package, folder in folder_of.items():
-        pattern = config["options.package_data"][package]
-        assert list((ROOT / folder).glob(pattern)), f"{folder}/{pattern}"
+        for pattern in config["options.package_data"][package].split(", "):
+            assert list((ROOT / folder).glob(pattern)), f"{folder}/{pattern}"
 
 
 def test_configs_hold_nothing_but_packaged_files() -> None:
     configs = [path for path in (ROOT / "recipes" / "configs").rglob("*") if path.is_file()]
-    assert [path for path in configs if path.suffix != ".yaml"] == []
+    assert [path for path in configs if path.suffix not in {".yaml", ".json"}] == []
 
 
 def test_console_entry_point_resolves(config: ConfigParser) -> None:

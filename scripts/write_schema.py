@@ -1,0 +1,28 @@
+"""Write the JSON Schema by which editors complete and check YAML recipes: python scripts/write_schema.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hftransfer.cli.recipes import schema_file
+from hftransfer.recipe import Recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema of what a YAML recipe may say; a strategy may be just its name."""
+    schema = Recipe.model_json_schema()
+    strategy = schema["properties"]["strategy"]
+    names = sorted(strategy["discriminator"]["mapping"])
+    strategy["anyOf"] = [{"enum": names, "type": "string"}, {"oneOf": strategy.pop("oneOf")}]
+    del strategy["discriminator"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def schema_text() -> str:
+    """The file's content."""
+    return json.dumps(recipe_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    schema_file().write_text(schema_text(), encoding="utf-8")

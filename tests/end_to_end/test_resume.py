@@ -1,0 +1,186 @@
+"""A training that was killed and resumed ends with the very bits of one that ran through; and what ends a training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hftransfer.errors import TrainingError
+from hftransfer.finetune import finetune
+from hftransfer.recipe import Recipe
+from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.training import loop
+from tests.tiny_models import WORDS, write_tiny_checkpoint
+
+ROWS = [
+    {"text": " ".join(WORDS[index : index + 2 + index % 5]), "label": ("a", "b", "c")[index % 3]} for index in range(22)
+]
+VALIDATION = ROWS[:7]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), "bert", 0.1)
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL between two steps."""
+
+
+def a_recipe(checkpoint, folder, strategy="full_fine_tuning", evaluation=None, **settings):
+    optim = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    return Recipe(
+        checkpoint=str(checkpoint),
+        output_dir=str(folder),
+        strategy=strategy,
+        optim={**optim, **settings.pop("optim", {})},
+        evaluation=evaluation or {"every": 3},
+        **settings,
+    )
+
+
+def train(recipe):
+    return finetune(recipe, train=ROWS, validation=VALIDATION)
+
+
+def weights(run):
+    return {
+        (path.name, name): tensor
+        for path in sorted(run.model_folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def kill_before(monkeypatch, step):
+    real = loop.training_step
+
+    def dying(*args, **kwargs):
+        if kwargs["step"] == step:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "training_step", dying)
+
+
+@pytest.mark.parametrize("load_best", [True, False])
+@pytest.mark.parametrize("strategy", ["full_fine_tuning", "gradual_unfreezing", "lora"])
+def test_a_resumed_training_ends_with_the_same_bits(strategy, load_best, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    settings = {"strategy": strategy, "evaluation": {"every": 3, "load_best": load_best}}
+    whole = train(a_recipe(checkpoint, tmp_path / "whole", **settings))
+    resumable = a_recipe(checkpoint, tmp_path / "killed", checkpoint_every=2, resume="auto", **settings)
+    for step in (5, 9):
+        with monkeypatch.context() as patch:
+            kill_before(patch, step)
+            with pytest.raises(Killed):
+                train(resumable)
+        assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == [f"step-{step - 1:08d}"]
+    resumed = train(resumable)
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert [{**record, "time": 0} for record in resumed.log] == [{**record, "time": 0} for record in whole.log]
+    assert resumed.metrics["validation"] == whole.metrics["validation"]
+    assert resumed.metrics["training"]["best_step"] == whole.metrics["training"]["best_step"]
+
+
+def test_another_recipe_does_not_resume(checkpoint, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_before(patch, 3)
+        with pytest.raises(Killed):
+            train(a_recipe(checkpoint, tmp_path, checkpoint_every=2))
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(a_recipe(checkpoint, tmp_path, resume="auto", optim={"learning_rate": 0.01}))
+
+
+def scripted_scores(monkeypatch, values):
+    """Give evaluations these accuracies and note the weights at each of them."""
+    values, seen = list(values), []
+
+    def score(self, predictions, features):
+        return {"accuracy": values[min(len(seen) - 1, len(values) - 1)]}
+
+    real = loop.predict
+
+    def watched(model, *args, **kwargs):
+        seen.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "predict", watched)
+    monkeypatch.setattr(TextClassificationTask, "score", score)
+    return seen
+
+
+def test_the_best_weights_of_an_early_stage_are_restored_whole(checkpoint, tmp_path, monkeypatch):
+    seen = scripted_scores(monkeypatch, [0.9, 0.5])
+    run = train(a_recipe(checkpoint, tmp_path, "gradual_unfreezing", {"every": 1}))
+    assert run.metrics["training"]["best_step"] == 1
+    changed = [name for name in seen[0] if not torch.equal(seen[0][name], seen[-1][name])]
+    assert any("embeddings" in name for name in changed), "the later stages did train what the first left alone"
+    for (_, name), tensor in weights(run).items():
+        assert torch.equal(tensor, seen[0][name]), name
+
+
+def test_a_nan_score_never_becomes_the_best(checkpoint, tmp_path, monkeypatch):
+    scripted_scores(monkeypatch, [float("nan"), 0.2, float("nan"), 0.1])
+    run = train(a_recipe(checkpoint, tmp_path))
+    assert run.metrics["training"]["best_step"] == 6
+
+
+def test_early_stopping_counts_evaluations_without_a_gain(checkpoint, tmp_path, monkeypatch):
+    scripted_scores(monkeypatch, [0.1, 0.4, 0.4, 0.3, 0.9])
+    run = train(a_recipe(checkpoint, tmp_path, evaluation={"every": 1, "early_stopping_patience": 2}))
+    assert run.metrics["training"]["steps"] == 4
+    assert run.metrics["training"]["best_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("every", "max_steps", "expected"), [(2, 5, [2, 4, 5]), (None, 8, [6, 8]), (None, None, [6, 12]), (50, 3, [3])]
+)
+def test_when_it_evaluates_and_ends(every, max_steps, expected, checkpoint, tmp_path):
+    run = train(a_recipe(checkpoint, tmp_path, evaluation={"every": every}, optim={"max_steps": max_steps}))
+    assert [record["step"] for record in run.log if "validation_accuracy" in record] == expected
+    assert run.metrics["training"]["steps"] == expected[-1]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rates"),
+    [
+        ("feature_extraction", [1e-3]),
+        ("gradual_unfreezing", [5e-3, 1e-3, 1e-3, 1e-3]),
+        ("lp_ft", [5e-3, 1e-3]),
+        ("full_fine_tuning", [5e-3]),
+        ("lora", [5e-3]),
+    ],
+)
+def test_the_rate_of_the_head(strategy, rates, checkpoint, tmp_path, monkeypatch):
+    groups = []
+    monkeypatch.setattr(loop.Training, "run", lambda self: groups.extend(self.groups) or self.progress)
+    train(a_recipe(checkpoint, tmp_path, strategy, optim={"learning_rate": 1e-3, "head_learning_rate": 5e-3}))
+    highest = [max(group["depth"] for group in stage) for stage, _ in groups]
+    found = [
+        {group["lr"] for group in stage if group["depth"] == top}
+        for (stage, _), top in zip(groups, highest, strict=True)
+    ]
+    assert found == [{rate} for rate in rates]
+
+
+def test_a_diverged_loss_stops_and_leaves_the_last_good_checkpoint(checkpoint, tmp_path, monkeypatch):
+    real = loop.training_step
+
+    def diverging(*args, **kwargs):
+        return real(*args, **kwargs) * (float("nan") if kwargs["step"] == 3 else 1.0)
+
+    monkeypatch.setattr(loop, "training_step", diverging)
+    with pytest.raises(TrainingError, match="the loss is nan at step 4"):
+        train(a_recipe(checkpoint, tmp_path, checkpoint_every=2))
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((left / "state.json").read_text())["progress"]["step"] == 2

@@ -1,0 +1,130 @@
+"""The text classification task: what it tells the model, and what it makes of outputs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hftransfer.errors import RecipeError
+from hftransfer.recipe import DataSection, TextClassification
+from hftransfer.tasks.labels import Labels
+from hftransfer.tasks.metrics import METRICS
+from hftransfer.tasks.text_classification import TextClassificationTask
+from tests.tiny_models import tiny_classifier, tiny_tokenizer
+
+TEXTS = ["good film", "bad film indeed", "a boring story", "lovely music"]
+COLUMNS = {
+    "single_label": ["pos", "neg", "neg", "pos"],
+    "multi_label": [["fun"], ["sad", "fun"], ["sad"], []],
+    "regression": [0.5, 2.0, -1.0, 0.25],
+}
+
+
+def a_task(problem, **settings):
+    data = Dataset.from_dict({"text": TEXTS, "label": COLUMNS[problem]})
+    task = TextClassificationTask.from_data(TextClassification(**settings), DataSection(), data)
+    return task, task.encode(data, tiny_tokenizer("bert"), 16)
+
+
+@pytest.mark.parametrize("problem", COLUMNS)
+def test_every_metric_that_may_be_asked_for_is_scored(problem):
+    task, features = a_task(problem)
+    scores = task.score(np.random.default_rng(0).normal(size=(4, task.labels.num_outputs)), features)
+    assert {*METRICS[problem], *(f"f1/{name}" for name in task.labels.names)} <= scores.keys()
+    assert task.default_metric in scores
+
+
+@pytest.mark.parametrize("problem", COLUMNS)
+def test_a_task_comes_back_from_the_config_of_its_model(problem):
+    task, features = a_task(problem)
+    predictions = np.random.default_rng(1).normal(size=(4, task.labels.num_outputs)).astype(np.float32)
+    task.calibrate(predictions, features)
+    config = tiny_classifier("bert", num_labels=task.labels.num_outputs).config
+    for name, value in {**task.config_overrides(), **task.saved_config()}.items():
+        setattr(config, name, value)
+    again = TextClassificationTask.from_model(config, DataSection())
+    assert again.labels == task.labels
+    assert again.decode(predictions, features) == task.decode(predictions, features)
+
+
+def test_calibration_moves_the_thresholds_only_when_asked():
+    predictions = np.asarray([[-1.0, -3.0], [-2.0, -1.0], [-4.0, -1.5], [-5.0, -6.0]], dtype=np.float32)
+    tuned, features = a_task("multi_label")
+    tuned.calibrate(predictions, features)
+    assert tuned.score(predictions, features)["f1_macro"] == 1.0
+    fixed, _ = a_task("multi_label", tune_thresholds=False)
+    fixed.calibrate(predictions, features)
+    assert fixed.score(predictions, features)["f1_macro"] == 0.0
+
+
+def test_decode_speaks_in_label_names():
+    task, features = a_task("single_label")
+    records = task.decode(np.asarray([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), features)
+    assert [record["prediction"] for record in records] == ["pos", "neg", "neg", "pos"]
+    assert records[2]["probabilities"] == {"neg": 0.5, "pos": 0.5}
+    task, features = a_task("multi_label")
+    records = task.decode(np.asarray([[9.0, 9.0], [-9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]]), features)
+    assert [record["prediction"] for record in records] == [["fun", "sad"], [], ["fun"], ["sad"]]
+    task, features = a_task("regression")
+    assert task.decode(np.asarray([[1.5]]), features) == [{"prediction": 1.5}]
+
+
+def test_collate_pads_and_weight_counts_rows():
+    task, features = a_task("single_label")
+    batch = task.collate(features, np.asarray([1, 0]))
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["attention_mask"].sum(1).tolist() == [5, 4]
+    assert task.weight(features, np.asarray([1, 0])) == 2.0
+
+
+def test_balanced_class_weights_have_mean_one_over_examples():
+    data = Dataset.from_dict({"text": ["x"] * 5, "label": ["a", "b", "b", "b", "b"]})
+    task = TextClassificationTask.from_data(TextClassification(class_weights="balanced"), DataSection(), data)
+    features = task.encode(data, tiny_tokenizer("bert"), 16)
+    task.initialise_head(tiny_classifier("bert", num_labels=2), ["classifier.bias"], features)
+    assert task.class_weights_C.tolist() == pytest.approx([2.5, 0.625])
+    assert task.weight(features, np.arange(5)) == pytest.approx(5.0)
+    assert task.weight(features, np.asarray([0])) == pytest.approx(2.5)
+
+
+def test_a_new_head_starts_at_the_base_rate_and_a_trained_one_stays():
+    task, features = a_task("multi_label")
+    model = tiny_classifier("roberta", num_labels=2)
+    before = model.classifier.out_proj.bias.clone()
+    task.initialise_head(model, [], features)
+    assert torch.equal(model.classifier.out_proj.bias, before)
+    task.initialise_head(model, ["classifier.out_proj.bias"], features)
+    assert model.classifier.out_proj.bias.sigmoid().tolist() == pytest.approx([0.5, 0.5])
+    task, features = a_task("regression")
+    model = tiny_classifier("bert", num_labels=1)
+    task.initialise_head(model, ["classifier.bias"], features)
+    assert model.classifier.bias.tolist() == pytest.approx([0.4375])
+
+
+def test_the_output_layer_is_initialised_not_a_dense_layer_of_the_same_width():
+    task = TextClassificationTask(
+        TextClassification(), DataSection(), Labels("multi_label", tuple(map(str, range(16))))
+    )
+    model = tiny_classifier("roberta", num_labels=16)
+    dense = model.classifier.dense.bias.clone()
+    fresh = [name for name, _ in model.named_parameters() if name.startswith("classifier")]
+    task.initialise_head(model, fresh, SimpleNamespace(labels=np.full((4, 16), 0.25, np.float32)))
+    assert torch.equal(model.classifier.dense.bias, dense)
+    assert model.classifier.out_proj.bias.sigmoid().tolist() == pytest.approx([0.25] * 16)
+
+
+@pytest.mark.parametrize(
+    ("problem", "settings"),
+    [
+        ("regression", {"class_weights": "balanced"}),
+        ("regression", {"focal_gamma": 2.0}),
+        ("multi_label", {"label_smoothing": 0.1}),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(problem, settings):
+    with pytest.raises(RecipeError, match=f"task.{next(iter(settings))}"):
+        a_task(problem, **settings)

@@ -1,0 +1,49 @@
+"""Defaults per strategy and the origin of every value."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from hftransfer.recipe import OptimSection, Recipe, StrategySettings
+from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve
+
+TYPES = [part.model_fields["type"].default for part in get_args(get_args(StrategySettings)[0])]
+
+
+def test_every_strategy_has_defaults():
+    assert sorted(TYPES) == sorted(STRATEGY_DEFAULTS)
+
+
+@pytest.mark.parametrize("strategy", TYPES)
+def test_the_defaults_fill_what_is_open_and_are_valid(strategy):
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy))
+    for name in ("learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "layer_decay"):
+        assert getattr(recipe.optim, name) == getattr(STRATEGY_DEFAULTS[strategy], name)
+        assert origins[f"optim.{name}"] == f"default of {strategy}"
+    assert Recipe(**recipe.model_dump()) == recipe
+    assert origins.keys() == flatten(recipe).keys()
+
+
+def test_what_was_given_stays_zero_included():
+    given = OptimSection(learning_rate=3e-5, weight_decay=0.0, warmup_ratio=0.0)
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy="lora", optim=given))
+    assert (recipe.optim.learning_rate, recipe.optim.weight_decay, recipe.optim.warmup_ratio) == (3e-5, 0.0, 0.0)
+    assert origins["optim.weight_decay"] == origins["strategy.type"] == origins["checkpoint"] == "given"
+    assert origins["seed"] == "default"
+
+
+def test_the_command_line_says_where_values_come_from():
+    recipe = Recipe(checkpoint="x", optim={"learning_rate": 1e-4})
+    _, origins = resolve(recipe, {"optim.learning_rate": "flag"})
+    assert origins["optim.learning_rate"] == "flag"
+    assert origins["checkpoint"] == "default"
+
+
+def test_a_derived_value_names_its_reason():
+    recipe, origins = resolve(Recipe(checkpoint="x"))
+    changed = derive(recipe, origins, "data", "max_length", 77, "the model's limit")
+    assert changed.data.max_length == 77
+    assert recipe.data.max_length is None
+    assert origins["data.max_length"] == "derived: the model's limit"
