@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
@@ -61,11 +63,12 @@ def finetune(
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
-    loaded = prepare.load_pretrained(recipe, task)
+    loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
     recipe = prepare.derive_max_length(recipe, known, loaded)
     features = prepare.encode_splits(task, splits, loaded, recipe)
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
     # The strategy decides what learns; the loop trains it, stage by stage.
+    torch.manual_seed(recipe.seed)  # adapters are drawn from the global generator
     model = strategy.apply(loaded.model, loaded.anatomy)
     training = Training(
         recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"]

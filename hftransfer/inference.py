@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hftransfer.data.load import load_file
 from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
@@ -155,6 +157,9 @@ def _load(model: str | os.PathLike[str], section: DataSection) -> tuple[LoadedMo
     """The model and the task that its config describes."""
     folder = Path(model)
     loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+    if torch.accelerator.is_available():
+        model_module: torch.nn.Module = loaded.model
+        model_module.to(torch.accelerator.current_accelerator())
     return loaded, TextClassificationTask.from_model(loaded.model.config, section)
 
 

@@ -201,7 +201,7 @@ class Training:
         """Log, evaluate and save when it is time."""
         step = self.progress.step
         checkpoint_every = self.recipe.checkpoint_every
-        saves = bool(checkpoint_every) and step % checkpoint_every == 0 and step < self.total_steps
+        saves = checkpoint_every is not None and step % checkpoint_every == 0 and step < self.total_steps
         log.add_loss(loss)
         # Reading the loss waits for the GPU; on CPU it is free. A diverged state must not replace a good checkpoint.
         if saves or step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":

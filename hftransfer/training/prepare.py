@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
-from hftransfer.errors import DataError, RecipeError
+from hftransfer.errors import DataError, RecipeError, TrainingError
 from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
@@ -76,9 +76,13 @@ def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: T
     return derive(recipe, origins, "task", "pooling", "own", "this model has no mean pooling")
 
 
-def load_pretrained(recipe: Recipe, task: Task) -> LoadedModel:
-    """The checkpoint with the task's new head on it."""
-    return load_model(
+def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
+    """The checkpoint with the task's new head on it.
+
+    Raises:
+        TrainingError: If the model overflows in this precision.
+    """
+    loaded = load_model(
         recipe.checkpoint,
         task.auto_class,
         config_overrides=task.config_overrides(),
@@ -86,6 +90,11 @@ def load_pretrained(recipe: Recipe, task: Task) -> LoadedModel:
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
+    if precision == "fp16" and loaded.model.config.model_type == "t5":
+        raise TrainingError(
+            "T5 overflows to NaN in fp16", where=recipe.checkpoint, fix="launch with --mixed_precision bf16"
+        )
+    return loaded
 
 
 def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel) -> Recipe:

@@ -128,5 +128,6 @@ def test_two_processes_do_what_one_does(runs, name):
     assert len(losses[0]) == 6
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
-    for weight in expected:
+    # A key bias shifts all of a query's scores alike: its gradient is rounding noise, which Adam scales to full steps.
+    for weight in [name for name in expected if not name.endswith("key.bias")]:
         torch.testing.assert_close(found[weight], expected[weight], atol=1e-5, rtol=0.0)

@@ -21,7 +21,9 @@ COLUMNS = {
 @pytest.mark.parametrize("problem", COLUMNS)
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 def test_the_loss_is_that_of_transformers(problem, family):
-    data = Dataset.from_dict({"text": ["good film", "a bad film", "boring story with music"], "label": COLUMNS[problem]})
+    data = Dataset.from_dict(
+        {"text": ["good film", "a bad film", "boring story with music"], "label": COLUMNS[problem]}
+    )
     task = TextClassificationTask.from_data(TextClassification(), DataSection(), data)
     tokenizer = tiny_tokenizer(family)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -34,9 +34,7 @@ def test_binary_cross_entropy_is_the_mean_of_torch(weights):
 
 def test_focal_loss_by_hand():
     p = LOGITS.softmax(-1)[torch.arange(4), CLASSES]
-    torch.testing.assert_close(
-        classification_loss(LOGITS, CLASSES, focal_gamma=2.0), (-((1 - p) ** 2) * p.log()).sum()
-    )
+    torch.testing.assert_close(classification_loss(LOGITS, CLASSES, focal_gamma=2.0), (-((1 - p) ** 2) * p.log()).sum())
     q = torch.where(TARGETS > 0, LOGITS.sigmoid(), 1 - LOGITS.sigmoid())
     torch.testing.assert_close(
         multi_label_loss(LOGITS, TARGETS, focal_gamma=2.0), (-((1 - q) ** 2) * q.log()).mean(-1).sum()
