@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hftransfer import metrics
     from hftransfer.errors import UserError
-    from hftransfer.finetune import finetune
+    from hftransfer.finetuning import finetune
     from hftransfer.inference import evaluate, predict
     from hftransfer.models.anatomy import Anatomy, analyse
     from hftransfer.recipe import Recipe
@@ -46,7 +46,7 @@ _HOMES = {
     "UserError": "errors",
     "analyse": "models.anatomy",
     "evaluate": "inference",
-    "finetune": "finetune",
+    "finetune": "finetuning",
     "make_strategy": "strategies",
     "predict": "inference",
 }

@@ -16,7 +16,7 @@ from hftransfer import Recipe, Run
 
 
 def main(recipe: Recipe, origins: Mapping[str, str] | None = None) -> Run:
-    """Fine-tune as the recipe says: `hftransfer/finetune.py` tells the story."""
+    """Fine-tune as the recipe says: `hftransfer/finetuning.py` tells the story."""
     return hftransfer.finetune(recipe, origins=origins)
 
 

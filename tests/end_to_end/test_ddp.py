@@ -31,7 +31,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from hftransfer.data.batching import rank_slice
-from hftransfer.finetune import finetune
+from hftransfer.finetuning import finetune
 from hftransfer.recipe import Recipe
 from hftransfer.training import loop
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hftransfer.errors import TrainingError
-from hftransfer.finetune import finetune
+from hftransfer.finetuning import finetune
 from hftransfer.recipe import Recipe
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.training import loop
