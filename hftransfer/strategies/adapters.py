@@ -146,3 +146,20 @@ def peft_task_type(model: nn.Module) -> str | None:
     """PEFT's name for the task of a transformers class, None where it has none."""
     name = type(model).__name__
     return next((task_type for ending, task_type in PEFT_TASK_TYPES.items() if name.endswith(ending)), None)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold the adapters of a PEFT model into its weights, with the trained head in its place.
+
+    PEFT's own merging fails on a wrapped head that is not a single layer (a pooler), so the heads are unwrapped first.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    peft_model: Any = model
+    inner = peft_model.get_base_model()
+    for path, module in list(inner.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, name = path.rpartition(".")
+            setattr(inner.get_submodule(parent), name, module.modules_to_save["default"])
+    merged: nn.Module = peft_model.merge_and_unload()
+    return merged

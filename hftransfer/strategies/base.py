@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.strategies import freezing
 from hftransfer.strategies.param_groups import build_param_groups
@@ -42,8 +43,8 @@ class Strategy(ABC):
     """Decides which weights learn. Works in our loop, in transformers' Trainer and in a loop of your own.
 
     `model = strategy.apply(model)` inserts what must be inserted and enters the first stage;
-    `strategy.param_groups(model, lr)` goes
-    into an optimizer. A strategy with several stages needs `enter_stage` and a new optimizer for each of them.
+    `strategy.param_groups(model, lr)` goes into an optimizer. A strategy with several stages needs `enter_stage` and a
+    new optimizer for each of them.
     """
 
     type: ClassVar[str]
@@ -65,7 +66,7 @@ class Strategy(ABC):
         """Insert trainable modules; most strategies insert none."""
         return model
 
-    def learns(self, name: str, depth: int, stage: Stage) -> bool:
+    def learns(self, name: str, depth: int, stage: Stage, anatomy: Anatomy) -> bool:
         """Whether the parameter of this name and depth learns in this stage."""
         return depth >= stage.boundary
 
@@ -81,8 +82,12 @@ class Strategy(ABC):
 
         Raises:
             AnatomyError: If the model's structure is not understood.
-            StrategyError: If the strategy does not fit the model.
+            StrategyError: If the strategy does not fit the model, or adapters are in it already.
         """
+        if hasattr(model, "peft_config"):
+            raise StrategyError(
+                "the model has adapters already", where=type(model).__name__, fix="apply one strategy to a plain model"
+            )
         anatomy = freezing.attach_anatomy(model, anatomy)
         stages = self.stages(anatomy)
         model = self.insert(model, anatomy)
@@ -95,7 +100,8 @@ class Strategy(ABC):
 
     def enter_stage(self, model: nn.Module, stage: Stage) -> None:
         """Set `requires_grad` and the eval mode of what is frozen for this stage, in place."""
-        freezing.set_boundary(model, stage.boundary, lambda name, depth: self.learns(name, depth, stage))
+        anatomy = freezing.anatomy_of(model)
+        freezing.set_boundary(model, stage.boundary, lambda name, depth: self.learns(name, depth, stage, anatomy))
 
     def param_groups(
         self,

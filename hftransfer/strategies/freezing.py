@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -40,11 +40,11 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     return getattr(inner, ANATOMY, None) or attach_anatomy(inner)
 
 
-def _depth_of_path(path: str, module_depth: Any) -> int:
+def _depth_of_path(path: str, module_depth: Mapping[str, int]) -> int:
     """Depth of the longest known module path that this path starts with (inserted modules belong to their host)."""
     while path not in module_depth:
         path = path.rpartition(".")[0]
-    return int(module_depth[path])
+    return module_depth[path]
 
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:
