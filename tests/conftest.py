@@ -22,6 +22,8 @@ os.environ.update(
     # One thread per process, in torch as in the processes that tests start.
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
+    # The precision of a process cannot change once Accelerate has started, and parity is asked for in fp32.
+    ACCELERATE_MIXED_PRECISION="no",
 )
 # Each of these would lead around HF_HOME or let the account of whoever runs the tests in.
 for variable in (

@@ -40,8 +40,7 @@ def trainer_optimizers(
         head_learning_rate: Peak rate of the head, if it is not the same.
         layer_decay: Factor per block.
         stage: The stage to train. A strategy of several stages needs one Trainer for each, since an optimizer that
-            was built
-            before a block thawed does not train it.
+            was built before a block thawed does not train it.
 
     Raises:
         StrategyError: If the strategy has several stages and none is named.

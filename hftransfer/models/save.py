@@ -1,8 +1,8 @@
 """Leave a plain Hugging Face folder that transformers and PEFT load without us.
 
 An adapter folder is complete: `config.json` and `model.safetensors` hold the backbone with the trained head, the
-adapter files hold what
-was inserted. transformers then needs neither the original checkpoint nor the number of labels to load it.
+adapter files hold what was inserted. transformers then needs neither the original checkpoint nor the number of labels
+to load it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Prefixes of what PEFT inserts beside the original weights.
 INSERTED = ("lora_", "ia3_l")
+DORA_MAGNITUDE = ".lora_magnitude_vector"
 
 
 def save_model(
@@ -54,7 +56,9 @@ def save_model(
         inner.save_pretrained(temporary, state_dict=plain_state(inner))
         for adapter in peft_model.peft_config.values():
             adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
-        peft_model.save_pretrained(temporary)
+        # The embeddings are the backbone's own; asked to decide, PEFT would look for the checkpoint's config on the Hub.
+        peft_model.save_pretrained(temporary, save_embedding_layers=False)
+        _name_magnitudes(temporary / "adapter_model.safetensors")
         # PEFT writes a card without content; the run writes its own.
         (temporary / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(temporary)
@@ -70,3 +74,15 @@ def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             continue
         state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
     return state
+
+
+def _name_magnitudes(path: Path) -> None:
+    """Give DoRA's magnitudes the name that transformers and PEFT both load.
+
+    PEFT writes `lora_magnitude_vector` for what the model calls `lora_magnitude_vector.weight`; transformers does not
+    undo this and would leave the magnitudes untrained, with no more than a warning.
+    """
+    tensors = load_file(path)
+    if any(name.endswith(DORA_MAGNITUDE) for name in tensors):
+        renamed = {f"{name}.weight" if name.endswith(DORA_MAGNITUDE) else name: tensors[name] for name in tensors}
+        save_file(renamed, path, metadata={"format": "pt"})

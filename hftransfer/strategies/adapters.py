@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from hftransfer.models.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class AdapterTargets:
-    """Name endings of a family's linear layers inside a block.
+    """Endings of the paths of a family's linear layers inside a block, in whole names.
 
     Attributes:
         query_value: The query and value projections (or the fused projection that holds them).
@@ -52,6 +53,7 @@ ADAPTER_TARGETS: dict[str, AdapterTargets] = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
+    "camembert": _BERT,
     "electra": _BERT,
     "albert": AdapterTargets(
         ("query", "value"), ("query", "key", "value", "attention.dense"), ("key", "value"), ("ffn_output",)
@@ -69,12 +71,7 @@ ADAPTER_TARGETS: dict[str, AdapterTargets] = {
         ("output.dense",),
     ),
     "modernbert": AdapterTargets(("attn.Wqkv",), ("attn.Wqkv", "attn.Wo"), ("attn.Wqkv",), ("mlp.Wo",)),
-    "t5": AdapterTargets(
-        ("Attention.q", "Attention.v"),
-        ("Attention.q", "Attention.k", "Attention.v", "Attention.o"),
-        ("Attention.k", "Attention.v"),
-        ("DenseReluDense.wo",),
-    ),
+    "t5": AdapterTargets(("q", "v"), ("q", "k", "v", "o"), ("k", "v"), ("wo",)),
     "bart": _BART,
     "gpt2": AdapterTargets(("attn.c_attn",), ("attn.c_attn", "attn.c_proj"), ("attn.c_attn",), ("mlp.c_proj",)),
     "llama": _LLAMA,
@@ -111,25 +108,35 @@ def family_targets(model: nn.Module, where: str) -> AdapterTargets:
     return ADAPTER_TARGETS[model_type]
 
 
-def ending_in(paths: list[str], endings: tuple[str, ...] | list[str], where: str) -> list[str]:
-    """The paths with one of these endings; IA3's `output.dense` must not match `attention.output.dense`.
+def ending_in(paths: list[str], endings: Sequence[str], where: str) -> list[str]:
+    """The paths with one of these endings, compared in whole names as PEFT does: "q" does not match "seq".
 
     Raises:
-        StrategyError: If an ending matches nothing.
+        StrategyError: If there are no endings, or one matches nothing.
     """
+    if not endings:
+        raise StrategyError("the list of module name endings is empty", where=where, fix="name at least one")
     for ending in endings:
-        if not any(path.endswith(ending) for path in paths):
+        if not any(path.endswith(f".{ending}") for path in paths):
             known = sorted({path.rpartition(".")[2] for path in paths})
             raise StrategyError(
                 f"no linear layer's name ends in {ending!r}", where=where, fix=f"there are {', '.join(known)}"
             )
-    return [path for path in paths if path.endswith(tuple(endings))]
+    return [path for path in paths if path.endswith(tuple(f".{ending}" for ending in endings))]
 
 
-def head_modules(model: nn.Module, anatomy: Anatomy) -> list[str]:
-    """Modules that PEFT must train and save beside the adapters; unnamed, the head would be lost."""
+def are_transposed(model: nn.Module, paths: list[str]) -> bool:
+    """Whether these layers keep their weight as (inputs, outputs), as GPT-2's do; PEFT wants to be told."""
+    return all(type(model.get_submodule(path)).__name__ == "Conv1D" for path in paths)
+
+
+def head_modules(anatomy: Anatomy) -> list[str]:
+    """Modules that PEFT must train and save beside the adapters; unnamed, the head would be lost.
+
+    A head without parameters of its own, such as one tied to the embeddings, is left out: a trained copy would untie it.
+    """
     paths = (*anatomy.pooler, *anatomy.head)
-    return [path for path in paths if next(model.get_submodule(path).parameters(), None) is not None]
+    return [path for path in paths if any(name.startswith(f"{path}.") for name in anatomy.head_parameters)]
 
 
 # PEFT's own Auto classes find the model class by this name.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
-
 from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.strategies.base import Stage, Strategy
@@ -17,20 +15,11 @@ class BitFit(Strategy):
     type: ClassVar[str] = "bitfit"
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
-        """One stage: biases from the first block up."""
-        return (Stage("biases and head", 1),)
-
-    def learns(self, name: str, depth: int, stage: Stage) -> bool:
-        """Biases from the boundary up, and everything in the head."""
-        return depth >= stage.boundary and (depth == self._head_depth or name.endswith("bias"))
-
-    def insert(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
-        """Insert nothing, but refuse a model whose blocks have no biases.
+        """One stage: biases from the first block up.
 
         Raises:
             StrategyError: If no block has a bias term (T5, Llama, ModernBERT).
         """
-        self._head_depth = anatomy.head_depth
         if not any(
             name.endswith("bias") and 1 <= depth < anatomy.head_depth for name, depth in anatomy.parameter_depth.items()
         ):
@@ -39,4 +28,8 @@ class BitFit(Strategy):
                 where="strategy.type bitfit",
                 fix="choose lora, ia3 or top_layers for this model",
             )
-        return model
+        return (Stage("biases and head", 1),)
+
+    def learns(self, name: str, depth: int, stage: Stage, anatomy: Anatomy) -> bool:
+        """Biases from the boundary up, and everything in the head."""
+        return depth >= stage.boundary and (depth == anatomy.head_depth or name.endswith("bias"))

@@ -86,9 +86,3 @@ def set_boundary(model: nn.Module, boundary: int, learns: Callable[[str, int], b
     object.__setattr__(inner, FROZEN_MODULES, frozen)
     object.__setattr__(inner, "train", types.MethodType(_train_above_boundary, inner))
     model.train()
-
-
-def plain_name(name: str) -> str:
-    """The parameter's name in the plain transformers model: without what PEFT puts around it."""
-    name = name.removeprefix("base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".").replace(".original_module.", ".")

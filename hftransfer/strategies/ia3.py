@@ -20,7 +20,7 @@ class Ia3(Strategy):
         """One stage: the scales and the head."""
         return (Stage("scales and head", 1),)
 
-    def learns(self, name: str, depth: int, stage: Stage) -> bool:
+    def learns(self, name: str, depth: int, stage: Stage, anatomy: Anatomy) -> bool:
         """Scales and the trained copy of the head."""
         return "ia3_l" in name or ".modules_to_save." in name
 
@@ -37,11 +37,13 @@ class Ia3(Strategy):
         feed_forward = [
             path for path in adapters.ending_in(paths, family.feed_forward_out, where) if path not in attention
         ]
+        targets = [*keys_values, *feed_forward]
         config = IA3Config(
             task_type=adapters.peft_task_type(model),
-            target_modules=[*keys_values, *feed_forward],
+            target_modules=targets,
             feedforward_modules=feed_forward,
-            modules_to_save=adapters.head_modules(model, anatomy),
+            modules_to_save=adapters.head_modules(anatomy),
+            fan_in_fan_out=adapters.are_transposed(model, targets),
         )
         return get_peft_model(model, config)
 

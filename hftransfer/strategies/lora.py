@@ -23,7 +23,7 @@ class Lora(Strategy):
         boundary = 1 if top is None else boundary_of_top(top, anatomy, "strategy.top_blocks")
         return (Stage("adapters and head", boundary),)
 
-    def learns(self, name: str, depth: int, stage: Stage) -> bool:
+    def learns(self, name: str, depth: int, stage: Stage, anatomy: Anatomy) -> bool:
         """Adapters and the trained copy of the head."""
         return "lora_" in name or ".modules_to_save." in name
 
@@ -32,6 +32,7 @@ class Lora(Strategy):
         from peft import LoraConfig, get_peft_model
 
         settings = self.settings
+        targets = self._target_modules(model, anatomy)
         config = LoraConfig(
             task_type=adapters.peft_task_type(model),
             r=settings.r,
@@ -39,8 +40,9 @@ class Lora(Strategy):
             lora_dropout=settings.dropout,
             use_dora=settings.dora,
             use_rslora=settings.rslora,
-            target_modules=self._target_modules(model, anatomy),
-            modules_to_save=adapters.head_modules(model, anatomy),
+            target_modules=targets,
+            modules_to_save=adapters.head_modules(anatomy),
+            fan_in_fan_out=adapters.are_transposed(model, targets),
         )
         return get_peft_model(model, config)
 

@@ -1,4 +1,4 @@
-"""Defaults per strategy, measured with benchmarks/defaults.py, and where every value of a recipe comes from."""
+"""Defaults per strategy, checked with benchmarks/quality.py, and where every value of a recipe comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hftransfer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Defaults:
-    """Optimisation that a strategy starts from when the recipe says nothing (docs/defaults.md has the measurements)."""
+    """Optimisation that a strategy starts from when the recipe says nothing (docs/quality.md has the scores)."""
 
     learning_rate: float
     num_train_epochs: int
