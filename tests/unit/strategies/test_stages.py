@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +34,8 @@ def test_gradual_unfreezing_descends_from_the_head_to_zero(sizes: tuple[int, int
     boundaries = [stage.boundary for stage in stages]
     assert len(boundaries) == count
     assert (boundaries[0], boundaries[-1]) == (num_blocks + 1, 0)
-    assert all(upper > lower for upper, lower in zip(boundaries, boundaries[1:], strict=False))
-    steps = [upper - lower for upper, lower in zip(boundaries, boundaries[1:], strict=False)]
+    assert all(upper > lower for upper, lower in itertools.pairwise(boundaries))
+    steps = [upper - lower for upper, lower in itertools.pairwise(boundaries)]
     assert max(steps) - min(steps) <= 1, "spread evenly"
     assert sum(stage.share for stage in stages) == pytest.approx(1.0)
     assert all(stage.share > 0 for stage in stages)
