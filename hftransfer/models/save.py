@@ -56,7 +56,7 @@ def save_model(
         inner.save_pretrained(temporary, state_dict=plain_state(inner))
         for adapter in peft_model.peft_config.values():
             adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
-        # The embeddings are the backbone's own; asked to decide, PEFT would look for its config on the Hub.
+        # The embeddings are the backbone's own; left to decide, PEFT would look for the checkpoint on the Hub.
         peft_model.save_pretrained(temporary, save_embedding_layers=False)
         _name_magnitudes(temporary / "adapter_model.safetensors")
         # PEFT writes a card without content; the run writes its own.

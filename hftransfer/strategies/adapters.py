@@ -133,7 +133,7 @@ def are_transposed(model: nn.Module, paths: list[str]) -> bool:
 def head_modules(anatomy: Anatomy) -> list[str]:
     """Modules that PEFT must train and save beside the adapters; unnamed, the head would be lost.
 
-    A head without parameters of its own, as one tied to the embeddings, is left out: a trained copy would untie it.
+    A head without parameters of its own, such as one tied to the embeddings, is left out: a copy would untie it.
     """
     paths = (*anatomy.pooler, *anatomy.head)
     return [path for path in paths if any(name.startswith(f"{path}.") for name in anatomy.head_parameters)]

@@ -11,7 +11,13 @@ import torch
 from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.strategies import Stage, make_strategy
-from hftransfer.strategies.freezing import anatomy_of, attach_anatomy, parameter_depths, transformers_model
+from hftransfer.strategies.freezing import (
+    anatomy_of,
+    attach_anatomy,
+    parameter_depths,
+    set_boundary,
+    transformers_model,
+)
 from tests.tiny_models import NUM_BLOCKS, tiny_classifier
 
 HEAD = NUM_BLOCKS + 1
@@ -102,6 +108,14 @@ def test_only_adapters_and_the_trained_copy_of_the_head_learn(bert: Any, name: s
         inserted = any(marker in parameter_name for marker in ("lora_", "ia3_l", ".modules_to_save."))
         assert parameter.requires_grad == inserted, parameter_name
     assert any(".original_module." in parameter_name for parameter_name, _ in model.named_parameters())
+
+
+def test_the_untrained_copy_of_the_head_never_learns(bert: Any) -> None:
+    """Not even for a strategy of one's own that lets everything learn."""
+    model = make_strategy("lora").apply(bert)
+    set_boundary(model, 0, lambda name, depth: True)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (".original_module." not in name), name
 
 
 def test_dropout_is_off_below_the_adapted_blocks(bert: Any) -> None:

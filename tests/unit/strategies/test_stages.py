@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -34,8 +34,8 @@ def test_gradual_unfreezing_descends_from_the_head_to_zero(sizes: tuple[int, int
     boundaries = [stage.boundary for stage in stages]
     assert len(boundaries) == count
     assert (boundaries[0], boundaries[-1]) == (num_blocks + 1, 0)
-    assert all(upper > lower for upper, lower in itertools.pairwise(boundaries))
-    steps = [upper - lower for upper, lower in itertools.pairwise(boundaries)]
+    assert all(upper > lower for upper, lower in pairwise(boundaries))
+    steps = [upper - lower for upper, lower in pairwise(boundaries)]
     assert max(steps) - min(steps) <= 1, "spread evenly"
     assert sum(stage.share for stage in stages) == pytest.approx(1.0)
     assert all(stage.share > 0 for stage in stages)
