@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,14 @@ def _fixed_seeds() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny checkpoint of every family, to be read only."""
+    from tests.tiny_models import FAMILIES, write_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for family in FAMILIES:
+        write_tiny_checkpoint(folder / family, family)
+    return folder

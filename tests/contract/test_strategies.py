@@ -14,20 +14,12 @@ from hftransfer.errors import StrategyError
 from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.strategies.registry import STRATEGIES
-from tests.tiny_models import FAMILIES, write_tiny_checkpoint
+from tests.tiny_models import FAMILIES
 
 NAMES = ("no", "perhaps", "yes")
 SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
 REFUSED = {("bitfit", family) for family in ("t5", "llama", "modernbert")}
 CASES = [(strategy, family) for family in FAMILIES for strategy in STRATEGIES]
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for family in FAMILIES:
-        write_tiny_checkpoint(folder / family, family)
-    return folder
 
 
 def load(folder: Path, pooling: str = "own") -> LoadedModel:

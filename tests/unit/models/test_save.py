@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hftransfer.models.load import LoadedModel, load_model, load_trained
 from hftransfer.models.save import save_model
 from hftransfer.strategies import make_strategy
-from tests.tiny_models import FAMILIES, write_tiny_checkpoint
+from tests.tiny_models import FAMILIES
 
 NAMES = {0: "bad", 1: "so-so", 2: "good"}
 LABELS = {
@@ -32,14 +32,6 @@ ADAPTERS: list[tuple[str, dict[str, Any]]] = [
     ("ia3", {}),
 ]
 Logits = Callable[[Any], torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for family in FAMILIES:
-        write_tiny_checkpoint(folder / family, family)
-    return folder
 
 
 def load(folder: Path, pooling: str = "own") -> LoadedModel:
