@@ -66,14 +66,6 @@ class Anatomy:
         """Names of the parameters at the head's depth, the pooler's included."""
         return tuple(name for name, depth in self.parameter_depth.items() if depth == self.head_depth)
 
-    def is_frozen(self, parameter: str, boundary: int) -> bool:
-        """Whether the parameter of this name is frozen at this boundary."""
-        return self.parameter_depth[parameter] < boundary
-
-    def is_resting(self, module: str, boundary: int) -> bool:
-        """Whether the module at this path stays in eval mode at this boundary."""
-        return self.module_depth[module] < boundary
-
 
 def analyse(model: PreTrainedModel) -> Anatomy:
     """Find the depth of every parameter and module.

@@ -153,9 +153,9 @@ def test_depth_of_every_parameter(family: str) -> None:
 def rest(model: PreTrainedModel, anatomy: Anatomy, boundary: int) -> None:
     """Freeze below the boundary, and put in eval mode what lies there."""
     for path, module in model.named_modules():
-        module.training = not anatomy.is_resting(path, boundary)
+        module.training = not (anatomy.module_depth[path] < boundary)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not anatomy.is_frozen(name, boundary))
+        parameter.requires_grad_(not (anatomy.parameter_depth[name] < boundary))
 
 
 def boundary_states(
@@ -175,7 +175,7 @@ def boundary_states(
         hidden = args[0] if args else kwargs["hidden_states"]
         states.setdefault("into the boundary", hidden.detach().clone())
 
-    resting = [path for path in (*anatomy.blocks, *anatomy.final_norm) if anatomy.is_resting(path, boundary)]
+    resting = [path for path in (*anatomy.blocks, *anatomy.final_norm) if (anatomy.module_depth[path] < boundary)]
     handles = [model.get_submodule(path).register_forward_hook(keep_output(path)) for path in resting]
     if boundary <= anatomy.num_blocks:
         first = model.get_submodule(anatomy.blocks[boundary - 1])

@@ -88,8 +88,8 @@ def test_pooling_block_never_learns_and_is_not_counted(tmp_path: Path, family: s
     inside = [name for name in anatomy.parameter_depth if name.startswith(f"{path}.")]
     assert len(inside) == 16
     assert {anatomy.parameter_depth[name] for name in inside} == {CONSTANT_DEPTH}
-    assert all(anatomy.is_frozen(name, 0) and not model.get_parameter(name).requires_grad for name in inside)
-    assert anatomy.is_resting(path, 0)
+    assert all(anatomy.parameter_depth[name] < 0 and not model.get_parameter(name).requires_grad for name in inside)
+    assert anatomy.module_depth[path] < 0
     assert not set(inside) & set(loaded.fresh_parameters)
 
 
