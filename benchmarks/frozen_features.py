@@ -2,8 +2,8 @@
 
     python -m benchmarks.frozen_features --checkpoint DIR --data DIR
 
-Logistic regression (scikit-learn, C=1) on the first token and on the mean of all tokens, TREC-6 and SST-2, test accuracy;
-the Spearman correlation of the cosine of mean-pooled embeddings with the STS-B test scores.
+Test accuracy of logistic regression (scikit-learn, C=1) on the first token and on the mean of all tokens, for
+TREC-6 and SST-2; the Spearman correlation of the cosine of mean-pooled embeddings with the STS-B test scores.
 """
 
 from __future__ import annotations

@@ -13,9 +13,8 @@ from hftransfer.models.anatomy import Anatomy, analyse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attributes on the transformers model. Plain attributes, so neither saved nor seen as submodules.
+# A plain attribute of the transformers model, so neither saved nor seen as a submodule.
 ANATOMY = "_hftransfer_anatomy"
-FROZEN_MODULES = "_hftransfer_frozen_modules"
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
@@ -60,12 +59,19 @@ def parameter_depths(model: nn.Module) -> dict[str, int]:
     return {name: inner_depth[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _train_above_boundary(self: nn.Module, mode: bool = True) -> nn.Module:
-    """`train()` that leaves frozen modules in eval mode."""
+def _train_but_rest(self: nn.Module, mode: bool = True) -> nn.Module:
+    """`train()` of a frozen module: passed on to what it contains, while the module itself stays in eval mode."""
     type(self).train(self, mode)
-    for module in getattr(self, FROZEN_MODULES, ()):
-        module.training = False
+    self.training = False
     return self
+
+
+def _set_resting(module: nn.Module, rests: bool) -> None:
+    """Keep a module in eval mode, whoever calls `train()` on it or on anything around it; or let it go."""
+    if rests:
+        object.__setattr__(module, "train", types.MethodType(_train_but_rest, module))
+    else:
+        module.__dict__.pop("train", None)
 
 
 def set_boundary(model: nn.Module, boundary: int, learns: Callable[[str, int], bool]) -> None:
@@ -82,7 +88,6 @@ def set_boundary(model: nn.Module, boundary: int, learns: Callable[[str, int], b
     for name, parameter in model.named_parameters():
         # PEFT keeps an untrained copy of modules that it trains (`original_module`): never let it learn.
         parameter.requires_grad_(".original_module." not in name and learns(name, depths[name]))
-    frozen = [module for path, module in inner.named_modules() if _depth_of_path(path, anatomy.module_depth) < boundary]
-    object.__setattr__(inner, FROZEN_MODULES, frozen)
-    object.__setattr__(inner, "train", types.MethodType(_train_above_boundary, inner))
+    for path, module in inner.named_modules():
+        _set_resting(module, _depth_of_path(path, anatomy.module_depth) < boundary)
     model.train()

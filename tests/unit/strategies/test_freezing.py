@@ -48,6 +48,14 @@ def test_boundary_holds_whoever_calls_train(bert: Any, boundary: int) -> None:
     assert_rests_below(bert, anatomy, boundary)
 
 
+def test_boundary_holds_when_a_part_is_put_in_train_mode(bert: Any) -> None:
+    make_strategy("top_layers", k=1).apply(bert)
+    anatomy = anatomy_of(bert)
+    for path in ("bert", "bert.encoder", "bert.embeddings", anatomy.blocks[0], f"{anatomy.blocks[0]}.output.dropout"):
+        bert.get_submodule(path).train()
+        assert_rests_below(bert, anatomy, HEAD - 1)
+
+
 def test_boundary_moves_both_ways(bert: Any) -> None:
     strategy = make_strategy("full_fine_tuning")
     strategy.apply(bert)
