@@ -1,9 +1,10 @@
-"""Scores of the strategies' defaults on real data, as a table.
+"""Scores of the strategies on real data, as a table.
 
-    python -m benchmarks.quality run --checkpoint DIR --data DIR --out runs/quality --seeds 1 2 3 trec6:lora sst2:lora
-    python -m benchmarks.quality table --out runs/quality
+    python -m benchmarks.quality run trec6:lora sst2:lora --checkpoint DIR --data DIR --seeds 1 2 3
+    python -m benchmarks.quality table
 
-`--data` holds one folder per data set with train, test and perhaps validation parquet files. A cell whose run is there
+A cell is a config of recipes/configs/text_classification and a strategy, which trains with its defaults; the config's
+own strategy also takes the config's optimisation. `--data` holds the configs' data folders. A cell whose run is there
 already is not run again, so an interrupted measurement goes on where it stopped.
 """
 
@@ -17,39 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from hftransfer import Recipe, Run, finetune
+from hftransfer.cli.yaml_config import read_yaml
 
-# Columns where they are not text and label, and settings beyond the strategy's defaults.
-DATA_SETS: dict[str, dict[str, Any]] = {
-    "trec6": {},
-    "sst2": {},
-    "scicite": {"evaluation": {"metric": "f1_macro"}},
-    "stsb": {
-        "data": {"text": "sentence1", "text_pair": "sentence2", "label": "score"},
-        "optim": {"learning_rate": 1e-4, "num_train_epochs": 7},
-    },
-    "goemotions": {"data": {"label": "labels"}, "optim": {"head_learning_rate": 1e-3}},
-}
-METRICS = {"scicite": "f1_macro", "stsb": "spearman", "goemotions": "f1_macro"}
+CONFIGS = Path(__file__).parents[1] / "recipes" / "configs" / "text_classification"
 
 
 def recipe_of(data_set: str, strategy: str, seed: int, arguments: argparse.Namespace) -> Recipe:
     """The recipe of one cell."""
-    extra = {name: dict(section) for name, section in DATA_SETS[data_set].items()}
-    folder = Path(arguments.data) / data_set
-    files = {
-        split: str(folder / f"{split}.parquet")
-        for split in ("train", "validation", "test")
-        if (folder / f"{split}.parquet").exists()
-    }
-    extra["data"] = files | extra.get("data", {})
-    return Recipe(
-        checkpoint=arguments.checkpoint,
-        strategy={"type": strategy},
-        seed=seed,
-        output_dir=str(Path(arguments.out) / f"{data_set}-{strategy}-{seed}"),
-        overwrite=True,
-        **extra,
-    )
+    values: dict[str, Any] = read_yaml(CONFIGS / f"{data_set}.yaml")
+    if strategy != values["strategy"]["type"]:
+        values |= {"strategy": {"type": strategy}}
+        values.pop("optim", None)
+    for split in ("train", "validation", "test"):
+        if split in values["data"]:
+            values["data"][split] = str(Path(arguments.data, *Path(values["data"][split]).parts[1:]))
+    values |= {"checkpoint": arguments.checkpoint, "seed": seed, "overwrite": True}
+    return Recipe(**values, output_dir=str(Path(arguments.out) / f"{data_set}-{strategy}-{seed}"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,21 +52,20 @@ def run(arguments: argparse.Namespace) -> None:
 def table(arguments: argparse.Namespace) -> None:
     """Print a Markdown table of all finished cells: mean and spread over seeds."""
     cells: dict[tuple[str, str], list[Run]] = {}
-    for folder in sorted(Path(arguments.out).glob("*/metrics.json")):
-        data_set, strategy, _ = folder.parent.name.split("-")[:3]
-        cells.setdefault((data_set, strategy), []).append(Run(folder.parent))
-    print(f"Machine: {platform.machine()}, {os.cpu_count()} cores; one thread per run.\n")
-    print("| data | strategy | test metric | mean | lowest to highest | seeds | epochs | rate | seconds (median) |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    for metrics in sorted(Path(arguments.out).glob("*/metrics.json")):
+        found = Run(metrics.parent)
+        cells.setdefault((metrics.parent.name.split("-")[0], found.recipe.strategy.type), []).append(found)
+    print(f"Machine: {platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread per run.\n")
+    print("| data | strategy | test metric | mean | lowest to highest | seeds | epochs | rate |")
+    print("|---|---|---|---|---|---|---|---|")
     for (data_set, strategy), runs in cells.items():
-        metric = METRICS.get(data_set, "accuracy")
+        recipe = runs[0].recipe
+        metric, optim = str(recipe.evaluation.metric), recipe.optim
         scores = [100 * run.metrics["test"][metric] for run in runs]
-        seconds = statistics.median(run.metrics["training"]["seconds"] for run in runs)
-        optim = runs[0].recipe.optim
         print(
-            f"| {data_set} | {strategy} | {metric} | {statistics.mean(scores):.2f} "
+            f"| {data_set} | `{strategy}` | {metric} | {statistics.mean(scores):.2f} "
             f"| {min(scores):.2f} to {max(scores):.2f} "
-            f"| {len(scores)} | {optim.num_train_epochs} | {optim.learning_rate:g} | {seconds:.0f} |"
+            f"| {len(scores)} | {optim.num_train_epochs} | {optim.learning_rate:g} |"
         )
 
 
@@ -94,12 +77,12 @@ def main() -> None:
     runner.add_argument("cells", nargs="+", metavar="DATA:STRATEGY")
     runner.add_argument("--checkpoint", required=True)
     runner.add_argument("--data", required=True)
-    runner.add_argument("--out", default="runs/quality")
     runner.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    runner.add_argument("--threads", type=int, default=1)
     runner.set_defaults(action=run)
     printer = verbs.add_parser("table", help="print the table")
-    printer.add_argument("--out", default="runs/quality")
+    for verb in (runner, printer):
+        verb.add_argument("--out", default="runs/quality")
+        verb.add_argument("--threads", type=int, default=1)
     printer.set_defaults(action=table)
     arguments = parser.parse_args()
     arguments.action(arguments)
