@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftransfer.caching.states import PlainInputs
 from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
@@ -96,7 +97,7 @@ def _leave_behind(
         predictions_NP = predict(
             model,
             task,
-            features[split],
+            PlainInputs(task, features[split]),
             max_examples=training.recipe.optim.per_device_eval_batch_size,
             accelerator=training.accelerator,
         )

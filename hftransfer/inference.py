@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftransfer.caching.states import PlainInputs
 from hftransfer.data.load import load_file
 from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
@@ -69,7 +70,7 @@ def predict(
     features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
     if not len(features):
         return []
-    predictions_NP = evaluation.predict(loaded.model, task, features, max_examples=batch_size)
+    predictions_NP = evaluation.predict(loaded.model, task, PlainInputs(task, features), max_examples=batch_size)
     return task.decode(predictions_NP, features)
 
 
@@ -90,7 +91,9 @@ def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: in
     dataset = load_file(data.test, where="data.test", section=data, labelled=True)
     loaded, task = _load(model, data)
     features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
-    return task.score(evaluation.predict(loaded.model, task, features, max_examples=batch_size), features)
+    return task.score(
+        evaluation.predict(loaded.model, task, PlainInputs(task, features), max_examples=batch_size), features
+    )
 
 
 def predict_file(

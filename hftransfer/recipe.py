@@ -176,6 +176,20 @@ class EvaluationSection(Section):
     early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
 
 
+class CacheSection(Section):
+    """What the frozen part of a model computes is kept and found again, by this run and others."""
+
+    enabled: Literal["auto", "off"] = Field("auto", description="auto: wherever blocks are frozen and it pays.")
+    max_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Most bytes on disk ($HFTRANSFER_CACHE); beyond it is recomputed. Half of the free space.",
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="Precision of what is kept; that of the training when absent."
+    )
+
+
 class Recipe(Section):
     """One training, whole: checkpoint, data, task, strategy, optimisation, evaluation, output and seed."""
 
@@ -185,6 +199,7 @@ class Recipe(Section):
     strategy: StrategySettings = Field(default_factory=FullFineTuning, description="Which weights learn, and when.")
     optim: OptimSection = Field(default_factory=OptimSection, description="Optimisation.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Evaluation.")
+    cache: CacheSection = Field(default_factory=CacheSection, description="The feature cache.")
     output_dir: str | None = Field(None, description="Folder for the run; derived: runs/TASK-STRATEGY-TIME.")
     overwrite: bool = Field(False, description="Replace an earlier run in output_dir.")
     resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")

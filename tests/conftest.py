@@ -17,6 +17,7 @@ import pytest
 HF_HOME = tempfile.mkdtemp(prefix="hftransfer-tests-")
 os.environ.update(
     HF_HOME=HF_HOME,
+    HFTRANSFER_CACHE=os.path.join(HF_HOME, "states"),
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",

@@ -62,6 +62,7 @@ class Family:
         offset_positions: Whether position ids start at `pad_token_id + 1`.
         absolute_positions: Whether `max_position_embeddings` limits the input.
         pooling_block: How to write a mean-pooling block, for post-norm encoders.
+        shares_position_bias: Whether the first block makes the position bias and every block hands it on (T5).
     """
 
     stacks: tuple[Stack, ...] = (Stack("num_hidden_layers"),)
@@ -72,6 +73,7 @@ class Family:
     offset_positions: bool = False
     absolute_positions: bool = True
     pooling_block: Projections | None = None
+    shares_position_bias: bool = False
 
 
 _BERT_BLOCK = Projections(
@@ -135,6 +137,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         head_token="last",
         absolute_positions=False,
+        shares_position_bias=True,
     ),
     "bart": Family(
         stacks=(Stack("encoder_layers", "encoder"), Stack("decoder_layers", "decoder", encoder=False)),

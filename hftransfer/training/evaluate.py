@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import token_budget_batches
 from hftransfer.errors import DataError
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +28,7 @@ MAX_BATCH_TOKENS = 8192
 def predict(
     model: nn.Module,
     task: Task,
-    features: Features,
+    inputs: Inputs,
     *,
     max_examples: int = 256,
     accelerator: Accelerator | None = None,
@@ -36,8 +37,8 @@ def predict(
 
     Args:
         model: The model; it is put in eval mode and back.
-        task: Collates rows and reads the model's outputs.
-        features: Encoded rows.
+        task: Reads the model's outputs.
+        inputs: Collates rows and runs the model on them.
         max_examples: At most this many rows per batch.
         accelerator: Shares the batches between its processes; every process gets all predictions.
 
@@ -51,16 +52,16 @@ def predict(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    batches = token_budget_batches(features.lengths_N, MAX_BATCH_TOKENS, max_examples)
+    batches = token_budget_batches(inputs.lengths_N, MAX_BATCH_TOKENS, max_examples)
     predictions_NP: torch.Tensor | None = None
     for position, rows in enumerate(batches):
         # Every process runs the first batch, which tells the width; it counts once.
         if position % world_size != rank and position != 0:
             continue
-        batch = {name: tensor.to(device) for name, tensor in task.collate(features, rows).items() if name != "labels"}
-        outputs_BP = task.predictions(model(**batch))
+        batch = {name: tensor.to(device) for name, tensor in inputs.collate(rows).items() if name != "labels"}
+        outputs_BP = task.predictions(inputs.run(model, batch))
         if predictions_NP is None:
-            predictions_NP = torch.zeros(len(features), outputs_BP.shape[1], device=device)
+            predictions_NP = torch.zeros(len(inputs.lengths_N), outputs_BP.shape[1], device=device)
         if position % world_size == rank:
             predictions_NP[torch.from_numpy(rows).to(device)] = outputs_BP
     if predictions_NP is None:

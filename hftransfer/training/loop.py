@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hftransfer.caching.cache import BoundaryCache, StageInputs
 from hftransfer.errors import TrainingError
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What the steps of one stage work with: wrapped model and optimizer, the peak rate of each group, inputs, log."""
+
+    current: StageSteps
+    model: nn.Module
+    optimizer: Any
+    peak_rates: list[float]
+    inputs: StageInputs
+    log: RunLog
+    started: float
 
 
 @dataclass
@@ -66,6 +80,10 @@ class Training:
         learned = set(self.learned_names)
         self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
         splits = (self.train, self.validation)
+        self.cache = BoundaryCache(
+            self.recipe, self.task, self.accelerator, {"train": self.train, "validation": self.validation}
+        )
+        self.cache_facts: dict[str, float] = {}
         self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator)
 
     def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
@@ -98,6 +116,7 @@ class Training:
             "processes": self.accelerator.num_processes,
             "mixed_precision": str(self.accelerator.mixed_precision),
             "parameters": sum(sizes.values()),
+            **self.cache_facts,
         }
 
     def run(self) -> Progress:
@@ -141,29 +160,49 @@ class Training:
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         if current.start < self.progress.step:
             self.state.load_optimizer(optimizer)
-        model.train()
+        with self.cache.stage(self.model, *self._frozen_ahead(current)) as inputs:
+            if inputs.note:
+                log.say(inputs.note)
+            self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
+            self._count(inputs)
+        # A compiled wrapper that stayed would rename all parameters.
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        self.accelerator.free_memory()
+
+    def _frozen_ahead(self, current: StageSteps) -> tuple[list[int], float]:
+        """The boundaries of this stage and of those to come, and the passes over the data of all that can be cached."""
+        ahead = [later for later in self.stages if later.end >= current.end]
+        steps = sum(later.steps for later in ahead if later.stage.boundary > 1)
+        return [later.stage.boundary for later in ahead], steps / self.batches.per_epoch
+
+    def _count(self, inputs: StageInputs) -> None:
+        """Add what the cache did in a stage to the run's facts."""
+        for name, value in inputs.facts().items():
+            self.cache_facts[name] = round(self.cache_facts.get(name, 0) + value, 3)
+
+    def _run_steps(self, now: StageRun) -> None:
+        """The optimizer steps of a stage, from where the training stands."""
+        current = now.current
+        now.model.train()
         for step in range(max(current.start, self.progress.step), current.end):
             factor = self._rate_factor(current, step)
-            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+            for group, peak in zip(now.optimizer.param_groups, now.peak_rates, strict=True):
                 group["lr"] = peak * factor
             loss = training_step(
                 self.accelerator,
-                model,
-                optimizer,
+                now.model,
+                now.optimizer,
                 self.task,
-                self.train,
+                now.inputs.splits["train"],
                 self.batches[step],
                 self.recipe.optim,
                 seed=self.recipe.seed,
                 step=step,
             )
             self.progress.step = step + 1
-            self._after_step(loss, max(peak_rates) * factor, current, model, optimizer, log, started)
+            self._after_step(loss, max(now.peak_rates) * factor, now)
             if self.progress.stopped:
                 break
-        # A compiled wrapper that stayed would rename all parameters.
-        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        self.accelerator.free_memory()
 
     def _param_groups(self, current: StageSteps) -> list[dict[str, Any]]:
         """The optimizer groups of what learns in the stage that the model has entered."""
@@ -188,46 +227,38 @@ class Training:
         optim = self.recipe.optim
         return rate_factor(optim.lr_scheduler_type, step - current.start, current.steps, optim.warmup_ratio or 0.0)
 
-    def _after_step(
-        self,
-        loss: torch.Tensor,
-        rate: float,
-        current: StageSteps,
-        model: nn.Module,
-        optimizer: Any,
-        log: RunLog,
-        started: float,
-    ) -> None:
+    def _after_step(self, loss: torch.Tensor, rate: float, now: StageRun) -> None:
         """Log, evaluate and save when it is time."""
+        stage_name = now.current.stage.name
         step = self.progress.step
         checkpoint_every = self.recipe.checkpoint_every
         saves = checkpoint_every is not None and step % checkpoint_every == 0 and step < self.total_steps
-        log.add_loss(loss)
+        now.log.add_loss(loss)
         # Reading the loss waits for the GPU; on CPU it is free. A diverged state must not replace a good checkpoint.
         if saves or step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":
             value = float(self.accelerator.reduce(loss, "sum")) if self.accelerator.num_processes > 1 else float(loss)
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss is {value} at step {step} (rate {rate:.2e}, stage {current.stage.name!r})",
+                    f"the loss is {value} at step {step} (rate {rate:.2e}, stage {stage_name!r})",
                     where=str(self.folder),
                     fix="lower --optim.learning_rate or train in fp32 with --mixed_precision no",
                 )
-        log.step(step, step / self.batches.per_epoch, rate, current.stage.name, due=step % LOG_EVERY == 0)
+        now.log.step(step, step / self.batches.per_epoch, rate, stage_name, due=step % LOG_EVERY == 0)
         every = self.recipe.evaluation.every or self.batches.per_epoch
         if step % every == 0 or step == self.total_steps:
-            self._evaluate(model, log)
+            self._evaluate(now)
         if saves:
-            self.progress.seconds = time.perf_counter() - started
+            self.progress.seconds = time.perf_counter() - now.started
             weights = copy_weights(self.model, self.learned_names)
-            self.state.save(self.progress, weights, self._best, optimizer)
+            self.state.save(self.progress, weights, self._best, now.optimizer)
 
-    def _evaluate(self, model: nn.Module, log: RunLog) -> None:
+    def _evaluate(self, now: StageRun) -> None:
         """Score the validation data, keep the best weights, count patience."""
-        inner = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
         predictions_NP = predict(
             inner,
             self.task,
-            self.validation,
+            now.inputs.splits["validation"],
             max_examples=self.recipe.optim.per_device_eval_batch_size,
             accelerator=self.accelerator,
         )
@@ -242,7 +273,7 @@ class Training:
                 self._best = copy_weights(self.model, self.learned_names)
         else:
             self.progress.evaluations_without_gain += 1
-        log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
+        now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
         patience = self.recipe.evaluation.early_stopping_patience
         self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
 

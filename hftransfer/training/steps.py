@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import micro_batches, rank_slice, training_batches
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,7 +53,7 @@ def training_step(
     model: nn.Module,
     optimizer: Any,
     task: Task,
-    features: Features,
+    inputs: Inputs,
     rows: NDArray[np.int64],
     optim: OptimSection,
     *,
@@ -65,8 +66,8 @@ def training_step(
         accelerator: Its processes share the batch.
         model: The prepared model, in train mode.
         optimizer: The prepared optimizer, its rates set for this step.
-        task: Collates rows and computes the loss.
-        features: The training rows.
+        task: Computes the loss.
+        inputs: Collates training rows and runs the model on them.
         rows: The global batch, the same on every rank.
         optim: Batch sizes and clipping.
         seed: The recipe's seed.
@@ -76,7 +77,7 @@ def training_step(
         This rank's part of the global batch's mean loss, detached; the sum over ranks is the loss.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    weight = task.weight(features, rows)
+    weight = task.weight(inputs.features, rows)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
@@ -84,13 +85,13 @@ def training_step(
     for micro_step in range(num_micro_steps):
         # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
         idle = micro_step >= len(pieces)
-        batch = task.collate(features, rows[:1] if idle else pieces[micro_step])
+        batch = inputs.collate(rows[:1] if idle else pieces[micro_step])
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        unlabelled = {name: tensor for name, tensor in batch.items() if name != "labels"}
         torch.manual_seed(step_seed(seed, step, micro_step, rank))
         last = micro_step == num_micro_steps - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = task.loss(model(**inputs), batch) * (0.0 if idle else 1.0 / weight)
+            loss = task.loss(inputs.run(model, unlabelled), batch) * (0.0 if idle else 1.0 / weight)
             # DDP averages gradients over ranks; the loss is a sum over them.
             accelerator.backward(loss * world_size)
         total += loss.detach()

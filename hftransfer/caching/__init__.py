@@ -1,0 +1,1 @@
+"""What lies below the boundary: computed once, kept, and fed to the part that learns."""

@@ -1,0 +1,313 @@
+"""The boundary cache: which stages run from stored states, and the one pass that computes what is missing.
+
+Shape legend: N rows, B rows of a batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
+from hftransfer.caching.states import CachedInputs, Inputs, PlainInputs, Rows, States
+from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
+from hftransfer.data.batching import token_budget_batches
+from hftransfer.strategies.freezing import anatomy_of, parameter_depths, transformers_model
+from hftransfer.tasks.base import Features, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hftransfer.recipe import Recipe
+
+FORMAT = 1
+"""Counts up when the same key would mean other states."""
+
+# Padded tokens per batch of the encoding pass.
+MAX_BATCH_TOKENS = 8192
+# Rows on which running from states is compared with running the whole model.
+CHECKED_ROWS = 4
+# What a config says about the head, the training or where it came from; the states do not depend on it.
+NOT_IN_KEY = (
+    "id2label",
+    "label2id",
+    "problem_type",
+    "architectures",
+    "transformers_version",
+    "hftransfer_max_length",
+    "label_thresholds",
+    "use_cache",
+    "_name_or_path",
+)
+
+
+@dataclass
+class StageInputs:
+    """The inputs of one stage.
+
+    Attributes:
+        splits: Inputs by the name of the split.
+        note: One line for the user; empty where there is nothing to say.
+        seconds_per_row: What computing the states of one row takes.
+    """
+
+    splits: dict[str, Inputs]
+    note: str = ""
+    seconds_per_row: float = 0.0
+    encoded_rows: int = 0
+    encoding_seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """How often states were found, and the seconds that this saved."""
+        cached = [inputs for inputs in self.splits.values() if isinstance(inputs, CachedInputs)]
+        served, recomputed = sum(i.served for i in cached), sum(i.recomputed for i in cached)
+        return {
+            "cache_served_rows": served,
+            "cache_recomputed_rows": recomputed,
+            "cache_encoded_rows": self.encoded_rows,
+            "cache_encoding_seconds": round(self.encoding_seconds, 3),
+            "cache_saved_seconds": round(served * self.seconds_per_row - self.encoding_seconds, 3),
+        }
+
+
+@dataclass
+class BoundaryCache:
+    """Opens the inputs of one stage after another.
+
+    Attributes:
+        recipe: Its cache settings, and what else decides whether states can be kept.
+        task: Collates rows.
+        accelerator: Its processes share the encoding.
+        features: The splits by name.
+    """
+
+    recipe: Recipe
+    task: Task
+    accelerator: Accelerator
+    features: Mapping[str, Features]
+    _hashes: dict[str, RowHashes] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, model: nn.Module, boundaries: Sequence[int], passes: float) -> Iterator[StageInputs]:
+        """The inputs of a stage whose model is in place; the model runs from states inside the context.
+
+        Args:
+            model: The model in this stage, already prepared for its precision.
+            boundaries: The stage's boundary, then those of later stages that one pass may serve as well.
+            passes: How often the rows of `train` will be seen in all these stages.
+        """
+        plain: dict[str, Inputs] = {name: PlainInputs(self.task, part) for name, part in self.features.items()}
+        with ExitStack() as stack:
+            try:
+                taps = self._taps(model, boundaries)
+                replay = stack.enter_context(Replay(model, taps[0]))
+                width = self._check(model, replay)
+                opened = self._open(model, replay, taps, width, passes)
+            except CannotSplitError as reason:
+                stack.close()
+                opened = StageInputs(plain, note=f"no feature cache: {reason}" if boundaries[0] > 0 else "")
+            yield opened
+
+    def _taps(self, model: nn.Module, boundaries: Sequence[int]) -> list[Tap]:
+        """Where to cut: at the first boundary, and at the later ones that can be cut."""
+        if self.recipe.cache.enabled == "off":
+            raise CannotSplitError("it is switched off")
+        if self.recipe.optim.torch_compile:
+            raise CannotSplitError("a compiled model runs from end to end")
+        taps = [find_tap(model, boundaries[0])]
+        for boundary in boundaries[1:]:
+            # Below a lower boundary the weights are still those that this stage freezes.
+            if 1 < boundary < taps[-1].boundary:
+                taps.append(find_tap(model, boundary))
+        return taps
+
+    def _check(self, model: nn.Module, replay: Replay) -> int:
+        """Compare both ways of running the model on a few rows, in fp32; returns the width of the states."""
+        features = next(iter(self.features.values()))
+        order = np.argsort(features.lengths_N, kind="stable")
+        rows = np.unique(order[np.linspace(0, len(order) - 1, min(CHECKED_ROWS, len(order))).astype(int)])
+        inputs = self._to_device(self.task.collate(features, rows))
+        with torch.autocast(self.accelerator.device.type, enabled=False):
+            replay.check(inputs)
+            states = capture(model, [replay.tap], inputs)[replay.tap.boundary]
+        return int(states.shape[-1])
+
+    def _open(self, model: nn.Module, replay: Replay, taps: Sequence[Tap], width: int, passes: float) -> StageInputs:
+        """Encode what no run has encoded yet, and open the states of all splits."""
+        store = StateStore(max_bytes=self.recipe.cache.max_bytes)
+        spaces = [store.space(self._key(model, tap, width)) for tap in taps]
+        shards = spaces[0].shards()
+        hashes = {name: self._hash(name) for name in self.features}
+        found = {name: States(shards, hashes[name], width) for name in hashes}
+        # All processes look before one of them writes, and decide alike.
+        missing, of_train = self._most(
+            sum(int((~states.found_N).sum()) for states in found.values()), int((~found["train"].found_N).sum())
+        )
+        if passes <= 1 and of_train:
+            raise CannotSplitError("the training data are seen but once")
+        started, encoded = time.perf_counter(), 0
+        if missing:
+            encoded = self._encode(model, taps, spaces, store, found)
+            self.accelerator.wait_for_everyone()
+            shards = spaces[0].shards()
+            found = {name: States(shards, hashes[name], width) for name in hashes}
+        seconds = time.perf_counter() - started if missing else 0.0
+        splits: dict[str, Inputs] = {
+            name: CachedInputs(self.task, part, replay, found[name], self._computing(model, replay, part))
+            for name, part in self.features.items()
+        }
+        rows = sum(map(len, self.features.values()))
+        kept = sum(int(states.found_N.sum()) for states in found.values())
+        note = (
+            f"feature cache at depth {taps[0].boundary}: {rows - missing:,} of {rows:,} rows found"
+            + (f", {encoded:,} encoded in {seconds:.1f} s" if missing else "")
+            + (f", {rows - kept:,} do not fit and are recomputed" if kept < rows else "")
+        )
+        return StageInputs(splits, note, _seconds_per_row(shards), encoded, seconds)
+
+    def _most(self, *counts: int) -> list[int]:
+        """The largest of each of these counts over all processes."""
+        gathered = self.accelerator.gather(torch.tensor([counts], device=self.accelerator.device))
+        return [int(count) for count in gathered.amax(0)]
+
+    def _hash(self, name: str) -> RowHashes:
+        if name not in self._hashes:
+            self._hashes[name] = hash_rows(self.features[name].columns, self.features[name].offsets_N1)
+        return self._hashes[name]
+
+    def _key(self, model: nn.Module, tap: Tap, width: int) -> dict[str, Any]:
+        """All that the states depend on, besides the row's own inputs."""
+        config: Any = transformers_model(model).config
+        settings = {name: value for name, value in config.to_dict().items() if name not in NOT_IN_KEY}
+        precision = str(self.accelerator.mixed_precision)
+        return {
+            "format": FORMAT,
+            "checkpoint": self.recipe.checkpoint.rstrip("/").rpartition("/")[2],
+            "model": type(transformers_model(model)).__name__,
+            "config": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+            "weights": weights_digest(model, tap),
+            "boundary": tap.boundary,
+            "head_input": tap.head_input,
+            "width": width,
+            "dtype": self.recipe.cache.dtype or {"no": "fp32"}.get(precision, precision),
+            "precision": precision,
+            "attention": str(config._attn_implementation),
+            "device": self.accelerator.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def _encode(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        spaces: Sequence[Space],
+        store: StateStore,
+        found: Mapping[str, States],
+    ) -> int:
+        """Compute and store the states of rows that have none; every process takes its share of them."""
+        encoded = 0
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        for name, states in found.items():
+            features, hashes_N2 = self.features[name], self._hash(name)
+            missing = np.flatnonzero(~states.found_N)
+            # Equal rows are computed once.
+            unique = missing[np.sort(np.unique(hashes_N2[missing], axis=0, return_index=True)[1])]
+            encoded += len(unique)
+            self._encode_rows(model, taps, spaces, store, features, hashes_N2, unique[rank::world_size])
+        return encoded
+
+    def _encode_rows(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        spaces: Sequence[Space],
+        store: StateStore,
+        features: Features,
+        hashes_N2: RowHashes,
+        rows: Rows,
+    ) -> None:
+        """One pass over rows: their states at all taps, each into its space, as far as the budget goes."""
+        kept = []
+        for tap, space in zip(taps, spaces, strict=True):
+            key = space.key
+            counts = np.ones(len(rows)) if tap.head_input != "tokens" else features.lengths_N[rows]
+            bytes_N = np.cumsum(counts) * key["width"] * {"fp32": 4}.get(key["dtype"], 2)
+            room = store.make_room(int(bytes_N[-1]) if len(rows) else 0, space) // self.accelerator.num_processes
+            kept.append(set(rows[: int(np.searchsorted(bytes_N, room, side="right"))].tolist()))
+        wanted = np.asarray(sorted(set().union(*kept)), np.int64)
+        if not len(wanted):
+            return
+        with ExitStack() as stack:
+            writers = [stack.enter_context(space.writer()) for space in spaces]
+            for positions in token_budget_batches(features.lengths_N[wanted], MAX_BATCH_TOKENS, MAX_BATCH_TOKENS):
+                batch = wanted[positions]
+                found = self._capture(model, taps, features, batch)
+                for tap, writer, fits in zip(taps, writers, kept, strict=True):
+                    chosen = [place for place, row in enumerate(batch.tolist()) if row in fits]
+                    pieces = [found[tap.boundary][place] for place in chosen]
+                    if pieces:
+                        lengths = np.asarray([len(piece) for piece in pieces])
+                        writer.append(hashes_N2[batch[chosen]], lengths, torch.cat(pieces))
+
+    def _capture(
+        self, model: nn.Module, taps: Sequence[Tap], features: Features, rows: Rows
+    ) -> dict[int, list[torch.Tensor]]:
+        """Boundary -> the states of each row, (T, D), without padding."""
+        inputs = self._to_device(self.task.collate(features, rows))
+        with self.accelerator.autocast():
+            found = capture(model, taps, inputs)
+        lengths = features.lengths_N[rows].tolist()
+        return {
+            tap.boundary: [
+                states_TD[: length if tap.head_input == "tokens" else 1]
+                for states_TD, length in zip(found[tap.boundary], lengths, strict=True)
+            ]
+            for tap in taps
+        }
+
+    def _computing(self, model: nn.Module, replay: Replay, features: Features) -> Any:
+        """Computes the states of rows that are not stored."""
+
+        def compute(rows: Rows) -> list[torch.Tensor]:
+            replay.feed(None)
+            return [
+                states.float().cpu()
+                for states in self._capture(model, [replay.tap], features, rows)[replay.tap.boundary]
+            ]
+
+        return compute
+
+    def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's inputs among a batch, on its device."""
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items() if name != "labels"}
+
+
+def weights_digest(model: nn.Module, tap: Tap) -> str:
+    """A hash of every weight below a boundary, and of the pooling block where that is below it, too."""
+    inner, depths = transformers_model(model), parameter_depths(transformers_model(model))
+    digest = hashlib.sha256()
+    constant = tuple(f"{path}." for path in anatomy_of(model).constant)
+    above_all = tap.boundary > anatomy_of(model).num_blocks
+    for name, parameter in sorted(inner.named_parameters()):
+        is_constant = bool(constant) and name.startswith(constant)
+        if above_all if is_constant else depths[name] < tap.boundary:
+            raw = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def _seconds_per_row(shards: Sequence[Shard]) -> float:
+    rows = sum(len(shard.hashes_N2) for shard in shards)
+    return sum(shard.seconds for shard in shards) / rows if rows else 0.0

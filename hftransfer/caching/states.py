@@ -1,0 +1,190 @@
+"""The states of one split at one boundary, gathered by row; and the inputs of a stage, with states or without.
+
+Shape legend: N rows, B rows of a batch, T tokens, D hidden size, S stored vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hftransfer.caching.boundary import Replay
+from hftransfer.caching.store import RowHashes, Shard, find_rows
+from hftransfer.tasks.base import Features, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Rows = NDArray[np.int64]
+
+STATES = "boundary_states"
+"""Name of the states in a batch."""
+
+# Up to this size the states of a split are copied into memory, in one piece and without double rows.
+MEMORY_BYTES = 2 << 30
+
+
+class Inputs(Protocol):
+    """Where the batches of a split come from, and how the model is run on one."""
+
+    features: Features
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Tokens per row that the model runs on, (N,)."""
+        ...
+
+    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """The batch of these rows on the CPU, `labels` included where there are any."""
+        ...
+
+    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+        """The model's outputs for a batch on its device, without labels."""
+        ...
+
+
+class PlainInputs:
+    """Batches of tokens, for a model that runs from end to end."""
+
+    def __init__(self, task: Task, features: Features) -> None:
+        self.task, self.features = task, features
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Tokens per row, (N,)."""
+        return self.features.lengths_N
+
+    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """The padded batch."""
+        return self.task.collate(self.features, rows)
+
+    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+        """Call the model."""
+        return model(**inputs)
+
+
+class States:
+    """Stored states of the rows of a split; some rows may have none.
+
+    Args:
+        shards: Where they are.
+        hashes_N2: The rows' addresses.
+        width: D.
+    """
+
+    def __init__(self, shards: Sequence[Shard], hashes_N2: RowHashes, width: int) -> None:
+        self.width = width
+        self.shard_N = np.full(len(hashes_N2), -1, np.int64)
+        self.start_N, self.count_N = np.zeros((2, len(hashes_N2)), np.int64)
+        for number, (wanted, position) in enumerate(find_rows(list(shards), hashes_N2)):
+            starts_N1 = shards[number].starts_N1
+            self.shard_N[wanted] = number
+            self.start_N[wanted] = starts_N1[position]
+            self.count_N[wanted] = starts_N1[position + 1] - starts_N1[position]
+        self.sources = [shard.states_SD for shard in shards]
+        self._copy_to_memory()
+
+    @property
+    def found_N(self) -> NDArray[np.bool_]:
+        """Which rows have states."""
+        return self.shard_N >= 0
+
+    def _copy_to_memory(self) -> None:
+        """Replace memory-mapped shards by one tensor in memory, if it is small."""
+        rows = np.flatnonzero(self.found_N)
+        # Rows with equal inputs share their states.
+        places, first, inverse = np.unique(
+            np.stack([self.shard_N[rows], self.start_N[rows]]), axis=1, return_index=True, return_inverse=True
+        )
+        counts = self.count_N[rows][first]
+        if not len(rows) or counts.sum() * self.width * self.sources[0].dtype.itemsize > MEMORY_BYTES:
+            return
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        memory_SD = torch.empty(int(starts[-1]), self.width, dtype=self.sources[0].dtype)
+        for shard in np.unique(places[0]):
+            of_shard = places[0] == shard
+            memory_SD[torch.from_numpy(_ranges(starts[:-1][of_shard], counts[of_shard]))] = self.sources[shard][
+                torch.from_numpy(_ranges(places[1][of_shard], counts[of_shard]))
+            ]
+        self.sources = [memory_SD]
+        self.shard_N[rows] = 0
+        self.start_N[rows] = starts[:-1][inverse.reshape(-1)]
+
+    def gather(self, rows: Rows, computed: Callable[[Rows], list[torch.Tensor]]) -> torch.Tensor:
+        """The states of a batch, padded on the right with zeros.
+
+        Args:
+            rows: Which rows, (B,).
+            computed: Computes the states of rows that have none stored, (T, D) each.
+
+        Returns:
+            (B, T, D) in fp32.
+        """
+        missing = rows[~self.found_N[rows]]
+        fresh = dict(zip(missing.tolist(), computed(missing), strict=True)) if len(missing) else {}
+        counts_B = np.asarray([len(fresh[row]) if row in fresh else self.count_N[row] for row in rows.tolist()])
+        longest = int(counts_B.max())
+        batch_BTD = torch.zeros(len(rows), longest, self.width)
+        flat_SD = batch_BTD.view(-1, self.width)
+        line_B = np.arange(len(rows)) * longest
+        shard_B = self.shard_N[rows]
+        for shard in np.unique(shard_B[shard_B >= 0]):
+            of_shard = shard_B == shard
+            target = torch.from_numpy(_ranges(line_B[of_shard], counts_B[of_shard]))
+            source = torch.from_numpy(_ranges(self.start_N[rows][of_shard], counts_B[of_shard]))
+            flat_SD[target] = self.sources[shard].index_select(0, source).float()
+        for place, row in enumerate(rows.tolist()):
+            if row in fresh:
+                batch_BTD[place, : len(fresh[row])] = fresh[row]
+        return batch_BTD
+
+
+class CachedInputs:
+    """Batches of states, for a model that runs from its boundary."""
+
+    def __init__(
+        self, task: Task, features: Features, replay: Replay, states: States, compute: Callable[[Rows], Any]
+    ) -> None:
+        self.task, self.features, self.replay, self.states, self.compute = task, features, replay, states, compute
+        self.fed = single_tokens(features, replay.tap.head_input)
+        self.served = self.recomputed = 0
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Vectors per row, (N,)."""
+        return self.fed.lengths_N
+
+    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """The padded batch with its states."""
+        found = int(self.states.found_N[rows].sum())
+        self.served += found
+        self.recomputed += len(rows) - found
+        return {**self.task.collate(self.fed, rows), STATES: self.states.gather(rows, self.compute)}
+
+    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+        """Call the model on the states."""
+        self.replay.feed(inputs[STATES])
+        return model(**{name: tensor for name, tensor in inputs.items() if name != STATES})
+
+
+def single_tokens(features: Features, head_input: str) -> Features:
+    """Rows of one token, the one that the head reads; the rows as they are where it reads all."""
+    if head_input == "tokens":
+        return features
+    at_N = features.offsets_N1[1:] - 1 if head_input == "last" else features.offsets_N1[:-1]
+    return Features(
+        columns={name: values[at_N] for name, values in features.columns.items()},
+        offsets_N1=np.arange(len(features) + 1, dtype=np.int64),
+        labels=features.labels,
+        example_N=features.example_N,
+    )
+
+
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers `start .. start + count - 1` of all pairs, one after another."""
+    offsets = np.repeat(starts - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+    return (offsets + np.arange(int(counts.sum()))).astype(np.int64)

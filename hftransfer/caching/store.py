@@ -1,0 +1,315 @@
+"""States on disk, by content: what was computed once for a text is found again by every run that needs it.
+
+A space holds the states of one frozen prefix. Its shards are written aside, sealed with hashes and renamed, and never
+change afterwards, so any number of processes may read and write. A row is addressed by the hash of its model inputs.
+
+Shape legend: N rows, D hidden size, S stored vectors (tokens of all rows, or one per row).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+ENVIRONMENT_VARIABLE = "HFTRANSFER_CACHE"
+KEY_FILE, META_FILE, INDEX_FILE, STATES_FILE = "key.json", "meta.json", "index.npz", "states.bin"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Shards up to this size are hashed whenever they are opened; larger ones are compared by their length alone.
+VERIFIED_BYTES = 4 << 30
+# A folder that a killed process left half-written.
+ABANDONED_SECONDS = 6 * 3600
+# Never fill the disk to the last byte.
+SPARE_DISK_BYTES = 1 << 30
+
+RowHashes = NDArray[np.uint64]
+"""(N, 2): 128 bits per row."""
+
+
+def default_root() -> Path:
+    """Where states are kept: $HFTRANSFER_CACHE, or the user's cache folder."""
+    found = os.environ.get(ENVIRONMENT_VARIABLE)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(found) if found else base / "hftransfer" / "states"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """States of some rows, as they lie on disk.
+
+    Attributes:
+        hashes_N2: The rows.
+        starts_N1: Where each row's vectors start, and the end.
+        states_SD: Memory-mapped.
+        seconds: What computing them took.
+    """
+
+    hashes_N2: RowHashes
+    starts_N1: NDArray[np.int64]
+    states_SD: torch.Tensor
+    seconds: float
+
+
+class StateStore:
+    """All spaces under one folder, with a budget in bytes.
+
+    Args:
+        root: The folder; `default_root()` when absent.
+        max_bytes: Most bytes of all spaces together; half of what is free when absent.
+    """
+
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
+        self.root, self.max_bytes = root or default_root(), max_bytes
+
+    def space(self, key: Mapping[str, Any]) -> Space:
+        """The space of a prefix; nothing is written yet.
+
+        Args:
+            key: All that the states depend on besides the row; JSON values.
+        """
+        text = json.dumps(key, sort_keys=True)
+        return Space(self.root / hashlib.sha256(text.encode()).hexdigest()[:32], text)
+
+    def spaces(self) -> list[Space]:
+        """All spaces, least recently used first."""
+        found = [Space(path.parent, path.read_text(encoding="utf-8")) for path in self.root.glob(f"*/{KEY_FILE}")]
+        return sorted(found, key=Space.last_used)
+
+    def used_bytes(self) -> int:
+        """Bytes of all spaces."""
+        return sum(space.used_bytes() for space in self.spaces())
+
+    def make_room(self, wanted: int, keep: Space) -> int:
+        """Remove other spaces, least recently used first, until `wanted` bytes fit.
+
+        Returns:
+            How many bytes may be written; less than wanted where the budget or the disk is too small.
+        """
+        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        room = min(self.max_bytes - self.used_bytes() if self.max_bytes is not None else free // 2, _spare(free))
+        for space in self.spaces():
+            if room >= wanted or self.max_bytes is None:
+                break
+            if space.folder != keep.folder:
+                gone = space.used_bytes()
+                space.remove()
+                free += gone
+                room = min(room + gone, _spare(free))
+        return max(0, min(wanted, room))
+
+    def prune(self, *, max_bytes: int = 0, older_than_days: float = 0.0) -> list[Space]:
+        """Remove spaces, least recently used first, until at most `max_bytes` are left.
+
+        Args:
+            max_bytes: What may stay.
+            older_than_days: Spaces used since then stay.
+
+        Returns:
+            What was removed.
+        """
+        used, removed = self.used_bytes(), []
+        for space in self.spaces():
+            space.remove_abandoned()
+            if used > max_bytes and time.time() - space.last_used() >= older_than_days * 86400:
+                used -= space.used_bytes()
+                space.remove()
+                removed.append(space)
+        return removed
+
+
+def _spare(free: int) -> int:
+    return max(0, free - SPARE_DISK_BYTES)
+
+
+class Space:
+    """The states of one prefix.
+
+    Attributes:
+        folder: Its folder.
+        key: What it belongs to.
+    """
+
+    def __init__(self, folder: Path, key_text: str) -> None:
+        self.folder, self.key_text = folder, key_text
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that the states depend on."""
+        found: dict[str, Any] = json.loads(self.key_text)
+        return found
+
+    def shards(self) -> list[Shard]:
+        """Every whole shard; a damaged one is removed, so that its rows are computed anew."""
+        found = []
+        for folder in sorted(self.folder.glob("shard-*")):
+            shard = _open_shard(folder, DTYPES[self.key["dtype"]], self.key["width"])
+            if shard is not None:
+                found.append(shard)
+        if found:
+            os.utime(self.folder / KEY_FILE)
+        return found
+
+    def writer(self) -> ShardWriter:
+        """Start a new shard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / KEY_FILE).exists():
+            temporary = self.folder / f".{uuid.uuid4().hex}"
+            temporary.write_text(self.key_text, encoding="utf-8")
+            os.replace(temporary, self.folder / KEY_FILE)
+        return ShardWriter(self.folder, DTYPES[self.key["dtype"]])
+
+    def used_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(_size(path) for path in self.folder.rglob("*"))
+
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(
+            json.loads(path.read_text(encoding="utf-8"))["rows"] for path in self.folder.glob(f"shard-*/{META_FILE}")
+        )
+
+    def last_used(self) -> float:
+        """Time of the last reading or writing, in seconds since the epoch."""
+        try:
+            return (self.folder / KEY_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def remove(self) -> None:
+        """Remove it; processes that have it open keep what they read."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes left half-written."""
+        for path in self.folder.glob(".writing-*"):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class ShardWriter:
+    """Writes one shard; use it as a context manager. After an error nothing is left."""
+
+    def __init__(self, space: Path, dtype: torch.dtype) -> None:
+        self.space, self.dtype = space, dtype
+        name = f"{uuid.uuid4().hex}"
+        self.temporary, self.final = space / f".writing-{name}", space / f"shard-{name}"
+        self._hashes: list[RowHashes] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._digest, self._started = hashlib.sha256(), time.perf_counter()
+
+    def __enter__(self) -> ShardWriter:
+        self.temporary.mkdir(parents=True)
+        self._file = (self.temporary / STATES_FILE).open("wb")
+        return self
+
+    def append(self, hashes_N2: RowHashes, lengths_N: NDArray[np.int64], states_SD: torch.Tensor) -> None:
+        """Add rows; `states_SD` holds their vectors one after another."""
+        raw = states_SD.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        self._file.write(raw)
+        self._digest.update(raw)
+        self._hashes.append(hashes_N2)
+        self._lengths.append(lengths_N)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if kind is None and self._hashes:
+            self._seal()
+        else:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _seal(self) -> None:
+        """Write the index and the hashes, and rename the folder into place."""
+        lengths_N = np.concatenate(self._lengths)
+        index = self.temporary / INDEX_FILE
+        np.savez(index, hashes=np.concatenate(self._hashes), lengths=lengths_N)
+        meta = {
+            "rows": len(lengths_N),
+            "bytes": (self.temporary / STATES_FILE).stat().st_size,
+            "states_sha256": self._digest.hexdigest(),
+            "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
+            "seconds": round(time.perf_counter() - self._started, 6),
+        }
+        (self.temporary / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+        os.replace(self.temporary, self.final)
+
+
+def _open_shard(folder: Path, dtype: torch.dtype, width: int) -> Shard | None:
+    """A shard, or None if it is gone or damaged."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        raw_index = (folder / INDEX_FILE).read_bytes()
+        size = (folder / STATES_FILE).stat().st_size
+        whole = size == meta["bytes"] and hashlib.sha256(raw_index).hexdigest() == meta["index_sha256"]
+        if whole and size <= VERIFIED_BYTES:
+            with (folder / STATES_FILE).open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == meta["states_sha256"]
+        if not whole:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        with np.load(folder / INDEX_FILE) as index:
+            hashes_N2, lengths_N = index["hashes"], index["lengths"]
+        count = size // dtype.itemsize
+        flat = torch.from_file(str(folder / STATES_FILE), shared=False, size=count, dtype=dtype)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    starts_N1 = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+    return Shard(hashes_N2, starts_N1, flat.view(-1, width), float(meta["seconds"]))
+
+
+def hash_rows(columns: Mapping[str, NDArray[np.int32]], offsets_N1: NDArray[np.int64]) -> RowHashes:
+    """The address of every row: a hash of all its model inputs, (N, 2)."""
+    names = sorted(columns)
+    views = [np.ascontiguousarray(columns[name]).data.cast("B") for name in names]
+    bounds = [(offsets_N1 * columns[name].itemsize).tolist() for name in names]
+    prefix = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
+    digests = bytearray()
+    for row in range(len(offsets_N1) - 1):
+        digest = prefix.copy()
+        for view, bound in zip(views, bounds, strict=True):
+            digest.update(view[bound[row] : bound[row + 1]])
+        digests += digest.digest()
+    return np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
+
+
+def find_rows(shards: list[Shard], hashes_N2: RowHashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Where the wanted rows lie: for each shard the wanted rows that it holds and their positions in it.
+
+    A row that several shards hold is given once, from the first of them.
+    """
+    missing_N = np.ones(len(hashes_N2), bool)
+    for shard in shards:
+        order = np.argsort(shard.hashes_N2[:, 0], kind="stable")
+        place = np.searchsorted(shard.hashes_N2[order, 0], hashes_N2[:, 0])
+        position_N = order[np.minimum(place, len(order) - 1)]
+        found_N = missing_N & (shard.hashes_N2[position_N] == hashes_N2).all(1)
+        missing_N &= ~found_N
+        wanted = np.flatnonzero(found_N)
+        yield wanted, position_N[wanted]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0

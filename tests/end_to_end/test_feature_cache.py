@@ -1,0 +1,189 @@
+"""Training from stored states is the same training: equal losses and weights, found again by every run that may."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hftransfer import Recipe, Run, finetune
+from hftransfer.training import loop
+from tests.tiny_models import WORDS, write_tiny_checkpoint
+
+ROWS = [
+    {"text": " ".join(WORDS[index % 50 : index % 50 + 1 + index * 5 % 13]), "label": ("a", "b", "c")[index % 3]}
+    for index in range(60)
+]
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "feature_extraction": {},
+    "top_layers": {"k": 2},
+    "gradual_unfreezing": {"stages": 4},
+    "lp_ft": {},
+    "lora": {"top_blocks": 1, "r": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HFTRANSFER_CACHE", str(tmp_path / "states"))
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    return tmp_path / "states"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+
+
+def train(folder: Path, checkpoint: Path, strategy: str = "feature_extraction", **sections: Any) -> Run:
+    recipe: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "strategy": {"type": strategy, **STRATEGIES[strategy]},
+        "optim": {"num_train_epochs": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
+        "output_dir": str(folder),
+        "overwrite": True,
+        **sections,
+    }
+    return finetune(Recipe(**recipe), train=ROWS[:48], validation=ROWS[48:])
+
+
+def losses(run: Run) -> list[float]:
+    return [record["loss"] for record in run.log if "loss" in record]
+
+
+def facts(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = run.metrics["training"]
+    return found
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, bert: Path, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", bert, strategy, cache={"enabled": "off"})
+    cached = train(tmp_path / "cached", bert, strategy)
+    assert "cache_served_rows" in facts(cached)
+    assert facts(cached)["cache_encoded_rows"] > 0
+    assert facts(cached)["cache_served_rows"] >= len(losses(cached)) // 4 * 8
+    # Same batches, same dropout; a row's states alone were computed in another batch, which rounds differently.
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-6)
+    # A key bias shifts all of a query's scores alike: its gradient is rounding noise, which Adam scales to full steps.
+    for name, expected in weights(plain).items():
+        if name.endswith("key.bias"):
+            continue
+        torch.testing.assert_close(weights(cached)[name], expected, atol=1e-5, rtol=0.0, msg=name)
+
+
+def test_a_run_that_finds_its_states_is_bit_equal_to_the_one_that_stored_them(bert: Path, tmp_path: Path) -> None:
+    first, second = (train(tmp_path / name, bert, "top_layers") for name in ("first", "second"))
+    assert (facts(first)["cache_encoded_rows"] > 0, facts(second)["cache_encoded_rows"]) == (True, 0)
+    assert losses(first) == losses(second)
+    for name, expected in weights(first).items():
+        assert torch.equal(weights(second)[name], expected), name
+
+
+def test_one_pass_serves_all_stages_of_gradual_unfreezing(bert: Path, tmp_path: Path, own_cache: Path) -> None:
+    run = train(tmp_path / "run", bert, "gradual_unfreezing")
+    # Boundaries 4, 3 and 1: at 1 there is nothing but embeddings to keep.
+    spaces = [json.loads(path.read_text())["boundary"] for path in own_cache.glob("*/key.json")]
+    assert sorted(spaces) == [3, 4]
+    assert facts(run)["cache_encoded_rows"] == len({row["text"] for row in ROWS[:48]}) + len(
+        {row["text"] for row in ROWS[48:]} - {row["text"] for row in ROWS[:48]}
+    )
+
+
+@pytest.mark.parametrize("change", ["seed", "rate", "head", "validation"])
+def test_what_does_not_touch_the_states_finds_them(change: str, bert: Path, tmp_path: Path) -> None:
+    train(tmp_path / "first", bert)
+    sections: dict[str, Any] = {
+        "seed": {"seed": 99},
+        "rate": {"optim": {"num_train_epochs": 4, "learning_rate": 1e-2}},
+        "head": {"task": {"label_smoothing": 0.1}},
+        "validation": {"optim": {"num_train_epochs": 4, "per_device_eval_batch_size": 2}},
+    }[change]
+    assert facts(train(tmp_path / "second", bert, **sections))["cache_encoded_rows"] == 0
+
+
+@pytest.mark.parametrize("change", ["weights", "text", "max_length", "boundary", "dtype", "pooling", "attention heads"])
+def test_what_touches_the_states_misses(
+    change: str, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(tmp_path / "first", bert)
+    checkpoint, sections, strategy = bert, {}, "feature_extraction"
+    if change in ("weights", "attention heads"):
+        checkpoint = Path(shutil.copytree(bert, tmp_path / "checkpoint"))
+    if change == "weights":
+        state = load_file(checkpoint / "model.safetensors")
+        name = next(name for name in state if name.endswith("layer.0.output.dense.weight"))
+        state[name][0, 0] += 1e-3
+        save_file(state, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    elif change == "attention heads":
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["num_attention_heads"] //= 2
+        (checkpoint / "config.json").write_text(json.dumps(config))
+    elif change == "text":
+        monkeypatch.setattr(f"{__name__}.ROWS", [{**row, "text": f"{row['text']} good"} for row in ROWS])
+    elif change == "max_length":
+        sections = {"data": {"max_length": 5}}
+    elif change == "boundary":
+        strategy = "top_layers"
+    elif change == "dtype":
+        sections = {"cache": {"dtype": "bf16"}}
+    elif change == "pooling":
+        sections = {"task": {"pooling": "own"}}
+    second = train(tmp_path / "second", checkpoint, strategy, **sections)
+    if change == "max_length":
+        # Only what is cut differs.
+        assert 0 < facts(second)["cache_encoded_rows"] < facts(first)["cache_encoded_rows"]
+    else:
+        assert facts(second)["cache_encoded_rows"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("strategy", ["feature_extraction", "top_layers"])
+def test_losses_in_half_precision_stay_close(dtype: str, strategy: str, bert: Path, tmp_path: Path) -> None:
+    exact = train(tmp_path / "exact", bert, strategy, optim={"num_train_epochs": 2, "learning_rate": 1e-3})
+    half = train(
+        tmp_path / "half",
+        bert,
+        strategy,
+        optim={"num_train_epochs": 2, "learning_rate": 1e-3},
+        cache={"dtype": dtype},
+    )
+    assert losses(half) != losses(exact)
+    assert losses(half) == pytest.approx(losses(exact), abs=1e-3)
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2500])
+def test_beyond_the_budget_states_are_recomputed(
+    max_bytes: int, bert: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train(tmp_path / "plain", bert, cache={"enabled": "off"})
+    run = train(tmp_path / "run", bert, cache={"max_bytes": max_bytes})
+    assert facts(run)["cache_recomputed_rows"] > 0
+    assert (facts(run)["cache_served_rows"] > 0) == (max_bytes > 0)
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-6)
+    assert "do not fit and are recomputed" in capsys.readouterr().out
+    assert sum(path.stat().st_size for path in own_cache.rglob("states.bin")) <= max_bytes
+
+
+def test_why_there_is_no_cache(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "once", bert, optim={"max_steps": 2})
+    assert "no feature cache: the training data are seen but once" in capsys.readouterr().out
+    albert = write_tiny_checkpoint(tmp_path / "albert", "albert")
+    recipe = Recipe(
+        checkpoint=str(albert),
+        strategy={"type": "top_layers", "k": 1},
+        optim={"max_steps": 2},
+        output_dir=str(tmp_path / "shared"),
+    )
+    run = finetune(recipe, train=ROWS[:48], validation=ROWS[48:])
+    assert "no feature cache: nothing but the embeddings is frozen" in capsys.readouterr().out
+    assert facts(run)["cache_served_rows"] == 0
