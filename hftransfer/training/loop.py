@@ -21,6 +21,7 @@ from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import summary
 from hftransfer.training.evaluate import predict
+from hftransfer.training.fast_training import fast_training
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress, TrainingState
 from hftransfer.training.steps import EpochBatches, training_step
@@ -160,9 +161,10 @@ class Training:
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         if current.start < self.progress.step:
             self.state.load_optimizer(optimizer)
-        with self.cache.stage(self.model, *self._frozen_ahead(current)) as inputs:
-            if inputs.note:
-                log.say(inputs.note)
+        fast = fast_training(self.model, self.accelerator.device.type, compiled=self.recipe.optim.torch_compile)
+        with fast as speed_note, self.cache.stage(self.model, *self._frozen_ahead(current)) as inputs:
+            for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
+                log.say(note)
             self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
             self._count(inputs)
         # A compiled wrapper that stayed would rename all parameters.

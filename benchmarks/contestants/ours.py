@@ -1,0 +1,178 @@
+"""hftransfer.
+
+Settings: mode, and recipe (sections of a Recipe). Modes:
+    finetune   `finetune(recipe)`, from the tokenization to the last step and one evaluation on validation data;
+               seeds (how many, one after another), counts (report the operations of the loop or of the encoding),
+               scored (whether to score the test data)
+    probe      encode through the feature cache and fit a logistic regression, as `hftransfer.advise` does
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Everything that the timed section would otherwise import, as the peers do it.
+import accelerate
+import datasets
+import evaluate  # noqa: F401
+import peft  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from benchmarks.contestants import common
+from benchmarks.contestants.common import MAX_LENGTH, Spec
+from benchmarks.peak import encoder_operations
+from hftransfer import Recipe, finetune, predict
+from hftransfer.training import prepare
+
+# One evaluation, after the last step: the peers have one, too.
+NEVER = 10**9
+
+
+def recipe_of(spec: Spec, seed: int) -> Recipe:
+    """The recipe of one training; what the settings leave out is hftransfer's default."""
+    sections = spec.settings["recipe"]
+    return Recipe(
+        checkpoint=spec.checkpoint,
+        data={"max_length": MAX_LENGTH},
+        evaluation={"every": NEVER, "load_best": False},
+        output_dir=str(Path(spec.folder) / f"run-{seed}"),
+        seed=seed,
+        **sections,
+    )
+
+
+@contextmanager
+def timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """The seconds of every call of a function, while the context lasts."""
+    function, seconds = getattr(owner, name), []
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, name, wrapper)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, function)
+
+
+def train(spec: Spec) -> None:
+    """Call `finetune` once per seed, and report."""
+    splits = {"train": common.read_dataset(spec.train), "validation": common.read_dataset(spec.validation)}
+    runs, whole, scoring = [], 0.0, 0.0
+    with timed(prepare, "load_pretrained") as loads:
+        for number in range(spec.settings.get("seeds", 1)):
+            recipe = recipe_of(spec, spec.seed + number)
+            started = time.perf_counter()
+            run = finetune(recipe, **splits)
+            whole += time.perf_counter() - started
+            # Scoring in full precision and saving come after the training; the peers' clock has stopped by then.
+            scoring += run.metrics["training"]["scoring_seconds"]
+            runs.append(run)
+    if len(loads) != len(runs):
+        raise RuntimeError("finetune does not load through prepare.load_pretrained any more: mend this clock")
+    facts = runs[0].metrics["training"]
+    lengths = token_lengths(spec)
+    fields: dict[str, Any] = {
+        "tokens": sum(lengths["train"]) * recipe_epochs(runs[0]),
+        "whole_seconds": whole,
+        "load_seconds": sum(loads),
+        "disk_bytes": sum(path.stat().st_size for path in cache_files(spec)),
+        "facts": {name: value for name, value in facts.items() if name.startswith("cache_")},
+        "precision": facts["mixed_precision"],
+    }
+    seconds = whole - sum(loads) - scoring
+    if "counts" in spec.settings:
+        seconds, fields["operations"] = counted(spec, runs[0], lengths)
+    if spec.settings.get("scored", True):
+        texts, labels = common.read_rows(spec.test)
+        found = [int(record["prediction"]) for record in predict(runs[0], texts)]
+        fields |= common.count_correct(found, labels)
+    common.report(spec, seconds, **fields)
+
+
+def recipe_epochs(run: Any) -> int:
+    """Passes over the training data."""
+    epochs: int = run.recipe.optim.num_train_epochs
+    return epochs
+
+
+def token_lengths(spec: Spec) -> dict[str, list[int]]:
+    """Tokens of every text of both splits."""
+    tokenizer = AutoTokenizer.from_pretrained(spec.checkpoint)
+    paths = {"train": spec.train, "validation": spec.validation}
+    return {name: common.count_tokens(tokenizer, common.read_rows(path)[0]) for name, path in paths.items()}
+
+
+def counted(spec: Spec, run: Any, lengths: dict[str, list[int]]) -> tuple[float, float]:
+    """The seconds of the loop, or of the encoding, and the operations that the model itself needs for them."""
+    config = AutoConfig.from_pretrained(spec.checkpoint)
+    facts = run.metrics["training"]
+    forward = {name: encoder_operations(config, rows) for name, rows in lengths.items()}
+    if spec.settings["counts"] == "encoding":
+        return facts["cache_encoding_seconds"], forward["train"] + forward["validation"]
+    # The backward pass costs two forward passes. The loop evaluates once.
+    return facts["seconds"], 3 * forward["train"] * recipe_epochs(run) + forward["validation"]
+
+
+def cache_files(spec: Spec) -> list[Path]:
+    """What the feature cache has written; the harness gives every sample a cache of its own."""
+    return [path for path in (Path(spec.folder) / "cache").rglob("*") if path.is_file()]
+
+
+def probe(spec: Spec) -> None:
+    """Encode, fit a logistic regression, and report."""
+    from hftransfer.advise.linear import logistic_regression
+    from hftransfer.caching.cache import BoundaryCache
+    from hftransfer.strategies import build_strategy
+    from hftransfer.tasks.text_classification import TextClassificationTask
+    from hftransfer.training.defaults import resolve
+    from hftransfer.training.precision import build_accelerator
+
+    recipe, known = resolve(recipe_of(spec, spec.seed))
+    accelerator, _ = build_accelerator(recipe)
+    splits = {"train": common.read_dataset(spec.train), "test": common.read_dataset(spec.test)}
+    task = TextClassificationTask.from_data(recipe.task, recipe.data, splits["train"])
+    strategy = build_strategy(recipe.strategy)
+    recipe = prepare.derive_pooling(recipe, known, strategy, task)
+    loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
+    started = time.perf_counter()
+    model = accelerator.prepare_model(strategy.apply(loaded.model, loaded.anatomy))
+    boundary = loaded.anatomy.head_depth
+
+    def encode(rows: datasets.Dataset) -> torch.Tensor:
+        features = task.encode(rows, loaded.tokenizer, MAX_LENGTH)
+        cache = BoundaryCache(recipe, task, accelerator, {"train": features})
+        with cache.stage(model, [boundary], passes=2.0) as inputs:
+            split = inputs.splits["train"]
+            return split.states.gather(features.example_N, split.compute)[:, 0]
+
+    head = logistic_regression(encode(splits["train"]), splits["train"]["label"][:])
+    seconds = time.perf_counter() - started
+    found = head(encode(splits["test"])).argmax(-1).tolist()
+    fields = {"tokens": sum(token_lengths(spec)["train"]), "precision": str(accelerator.mixed_precision)}
+    common.report(spec, seconds, **fields, **common.count_correct(found, splits["test"]["label"][:]))
+
+
+MODES = {"finetune": train, "probe": probe}
+
+
+def main(spec: Spec) -> None:
+    """Do what the settings say."""
+    datasets.disable_progress_bars()
+    accelerate.utils.set_seed(spec.seed)
+    MODES[spec.settings.get("mode", "finetune")](spec)
+
+
+if __name__ == "__main__":
+    main(Spec.from_command_line())
