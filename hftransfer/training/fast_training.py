@@ -89,6 +89,14 @@ def fast_dropout(model: nn.Module) -> Iterator[int]:
             module.__dict__.pop("forward", None)
 
 
+def _gains(query_BHTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, dropout: float) -> bool:
+    """Whether somebody will ask for a gradient, and the kernel is the faster way to it."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
+    choice = kernels.training_attention(query_BHTD.device.type, dtype, key_BHSD.shape[2], dropout)
+    learns = any(tensor.requires_grad for tensor in (query_BHTD, key_BHSD, value_BHSD))
+    return torch.is_grad_enabled() and learns and choice == "fused"
+
+
 def attention_forward(
     module: nn.Module,
     query_BHTD: torch.Tensor,
@@ -120,17 +128,8 @@ def attention_forward(
     """
     length, keys = query_BHTD.shape[2], key_BHSD.shape[2]
     causal = attention_mask is None and (is_causal if is_causal is not None else getattr(module, "is_causal", True))
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
-    has_gradient = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (query_BHTD, key_BHSD, value_BHSD)
-    )
-    if (
-        not has_gradient
-        or kernels.training_attention(query_BHTD.device.type, dtype, keys, dropout) == "sdpa"
-        or dropout >= 1
-        or (causal and length != keys)
-        or kwargs.get("softcap") is not None
-    ):
+    fits = dropout < 1 and not (causal and length != keys) and kwargs.get("softcap") is None
+    if not (fits and _gains(query_BHTD, key_BHSD, value_BHSD, dropout)):
         return sdpa_attention_forward(
             module,
             query_BHTD,

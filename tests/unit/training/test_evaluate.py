@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hftransfer.caching.states import PlainInputs
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
@@ -27,7 +28,7 @@ def test_batches_equal_single_examples(family, budget, monkeypatch):
     task = TextClassificationTask(TextClassification(), DataSection(), Labels("single_label", ("a", "b", "c")))
     task.pad_values = {"input_ids": tokenizer.pad_token_id}
     features = tokenize(tokenizer, TEXTS, None, 64, np.zeros(len(TEXTS), np.int64))
-    found = evaluate.predict(model, task, features, max_examples=4)
+    found = evaluate.predict(model, task, PlainInputs(task, features), max_examples=4)
     assert model.training, "the mode is put back"
     model.eval()
     with torch.no_grad():
@@ -40,7 +41,7 @@ def test_no_rows_is_a_user_error():
     task = TextClassificationTask(TextClassification(), DataSection(), Labels("regression", ()))
     features = tokenize(tiny_tokenizer("bert"), [], None, 64, None)
     with pytest.raises(DataError, match="no rows"):
-        evaluate.predict(tiny_classifier("bert"), task, features)
+        evaluate.predict(tiny_classifier("bert"), task, PlainInputs(task, features))
 
 
 NAN = float("nan")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hftransfer.caching.states import PlainInputs
 from hftransfer.recipe import DataSection, OptimSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.text_classification import TextClassificationTask
@@ -49,9 +50,8 @@ def run_step(task, rows, micro_batch, max_grad_norm=0.0):
     model = tiny_classifier("bert", dropout=0.0).train()
     recorder = Recorder(model)
     optim = OptimSection(per_device_train_batch_size=micro_batch, max_grad_norm=max_grad_norm)
-    loss = training_step(
-        Accelerator(cpu=True, mixed_precision="no"), model, recorder, task, features, rows, optim, seed=1, step=0
-    )
+    accelerator, inputs = Accelerator(cpu=True, mixed_precision="no"), PlainInputs(task, features)
+    loss = training_step(accelerator, model, recorder, task, inputs, rows, optim, seed=1, step=0)
     return float(loss), recorder.gradients
 
 
