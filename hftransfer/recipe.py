@@ -172,7 +172,10 @@ class EvaluationSection(Section):
 
     every: PositiveInt | None = Field(None, description="Evaluate every N optimizer steps; each epoch when absent.")
     metric: str | None = Field(None, description="Metric that chooses the best model; derived from the problem.")
-    load_best: bool = Field(True, description="Keep the weights with the best validation metric, not the last ones.")
+    load_best: bool | None = Field(
+        None,
+        description="Keep the weights with the best validation metric, not the last ones; by strategy when absent.",
+    )
     early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
 
 

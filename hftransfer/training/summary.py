@@ -32,6 +32,7 @@ ALWAYS_SHOWN = (
     "optim.lr_scheduler_type",
     "optim.layer_decay",
     "evaluation.metric",
+    "evaluation.load_best",
     "output_dir",
     "seed",
 )

@@ -241,12 +241,14 @@ def test_the_scan_finds_the_layer_that_knows(problem):
 def test_the_scan_scores_what_scikit_learn_scores():
     layers, labels, table = scan("single_label", l2s=[2.0])
     for row, layer in zip(table, layers.values(), strict=True):
+        layer, labels = np.asarray(layer), np.asarray(labels)
         theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, tol=1e-8)).fit(layer[:120], labels[:120])
         assert row.score == pytest.approx(theirs.score(layer[120:], labels[120:]))
     layers, targets, table = scan("regression", l2s=[2.0])
     for row, layer in zip(table, layers.values(), strict=True):
+        layer, targets = np.asarray(layer), np.asarray(targets)
         theirs = make_pipeline(StandardScaler(), Ridge(2.0)).fit(layer[:120], targets[:120])
-        error = np.square(theirs.predict(layer[120:]) - targets[120:].numpy()).mean()
+        error = np.square(theirs.predict(layer[120:]) - targets[120:]).mean()
         assert row.loss == pytest.approx(error)
 
 

@@ -26,6 +26,18 @@ def test_the_defaults_fill_what_is_open_and_are_valid(strategy):
     assert origins.keys() == flatten(recipe).keys()
 
 
+@pytest.mark.parametrize("strategy", TYPES)
+def test_a_head_alone_keeps_its_last_weights_unless_told_otherwise(strategy):
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy))
+    assert recipe.evaluation.load_best == (strategy != "feature_extraction")
+    assert origins["evaluation.load_best"] == f"default of {strategy}"
+    for evaluation in ({"load_best": True}, {"early_stopping_patience": 2}):
+        assert resolve(Recipe(checkpoint="x", strategy=strategy, evaluation=evaluation))[0].evaluation.load_best
+    assert not resolve(Recipe(checkpoint="x", strategy=strategy, evaluation={"load_best": False}))[
+        0
+    ].evaluation.load_best
+
+
 def test_what_was_given_stays_zero_included():
     given = OptimSection(learning_rate=3e-5, weight_decay=0.0, warmup_ratio=0.0)
     recipe, origins = resolve(Recipe(checkpoint="x", strategy="lora", optim=given))
