@@ -89,6 +89,8 @@ def launch(folder, checkpoint, processes):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "HF_HUB_OFFLINE": "1"}
+    # A cache of its own: two processes must share the encoding, not find what one process left.
+    environment["HFTRANSFER_CACHE"] = str(folder / "states")
     finished = subprocess.run(
         [sys.executable, *launcher, str(folder / "script.py"), str(folder / "settings.json")],
         env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -174,6 +174,17 @@ def test_beyond_the_budget_states_are_recomputed(
     assert sum(path.stat().st_size for path in own_cache.rglob("states.bin")) <= max_bytes
 
 
+def test_a_model_that_would_give_other_numbers_runs_uncached(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train(tmp_path / "plain", bert, cache={"enabled": "off"})
+    monkeypatch.setattr("hftransfer.caching.boundary.CHECK_TOLERANCE", -1.0)
+    run = train(tmp_path / "run", bert)
+    assert "no feature cache: BertForSequenceClassification differs by" in capsys.readouterr().out
+    assert facts(run)["cache_served_rows"] == 0
+    assert losses(run) == losses(plain)
+
+
 def test_why_there_is_no_cache(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "once", bert, optim={"max_steps": 2})
     assert "no feature cache: the training data are seen but once" in capsys.readouterr().out
