@@ -96,6 +96,7 @@ class BoundaryCache:
     accelerator: Accelerator
     features: Mapping[str, Features]
     _hashes: dict[str, RowHashes] = field(default_factory=dict)
+    _trouble: str = ""
 
     @contextmanager
     def stage(self, model: nn.Module, boundaries: Sequence[int], passes: float) -> Iterator[StageInputs]:
@@ -171,7 +172,8 @@ class BoundaryCache:
         note = (
             f"feature cache at depth {taps[0].boundary}: {rows - missing:,} of {rows:,} rows found"
             + (f", {encoded:,} encoded in {seconds:.1f} s" if missing else "")
-            + (f", {rows - kept:,} do not fit and are recomputed" if kept < rows else "")
+            + (f", {rows - kept:,} do not fit and are recomputed" if kept < rows and not self._trouble else "")
+            + (f", {rows - kept:,} cannot be stored and are recomputed ({self._trouble})" if self._trouble else "")
         )
         return StageInputs(splits, note, _seconds_per_row(shards), encoded, seconds)
 
@@ -224,7 +226,11 @@ class BoundaryCache:
             # Equal rows are computed once.
             unique = missing[np.sort(np.unique(hashes_N2[missing], axis=0, return_index=True)[1])]
             encoded += len(unique)
-            self._encode_rows(model, taps, spaces, store, features, hashes_N2, unique[rank::world_size])
+            try:
+                self._encode_rows(model, taps, spaces, store, features, hashes_N2, unique[rank::world_size])
+            except OSError as error:
+                # A full or read-only disk: what is not stored is recomputed, and the run goes on.
+                self._trouble = f"{store.root}: {error.strerror or error}"
         return encoded
 
     def _encode_rows(

@@ -174,6 +174,15 @@ def test_beyond_the_budget_states_are_recomputed(
     assert sum(path.stat().st_size for path in own_cache.rglob("states.bin")) <= max_bytes
 
 
+def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
+    bert: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_cache.write_text("a file where the folder should be")
+    run = train(tmp_path / "run", bert)
+    assert f"60 cannot be stored and are recomputed ({own_cache}: Not a directory)" in capsys.readouterr().out
+    assert (facts(run)["cache_served_rows"], run.metrics["training"]["steps"]) == (0, 24)
+
+
 def test_a_model_that_would_give_other_numbers_runs_uncached(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
