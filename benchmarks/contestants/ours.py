@@ -137,6 +137,7 @@ def probe(spec: Spec) -> None:
     from hftransfer.strategies import build_strategy
     from hftransfer.tasks.text_classification import TextClassificationTask
     from hftransfer.training.defaults import resolve
+    from hftransfer.training.fast_training import fast_training
     from hftransfer.training.precision import build_accelerator
 
     recipe, known = resolve(recipe_of(spec, spec.seed))
@@ -157,9 +158,10 @@ def probe(spec: Spec) -> None:
             split = inputs.splits["train"]
             return split.states.gather(features.example_N, split.compute)[:, 0]
 
-    head = logistic_regression(encode(splits["train"]), splits["train"]["label"][:])
-    seconds = time.perf_counter() - started
-    found = head(encode(splits["test"])).argmax(-1).tolist()
+    with fast_training(model, accelerator.device.type):
+        head = logistic_regression(encode(splits["train"]), splits["train"]["label"][:])
+        seconds = time.perf_counter() - started
+        found = head(encode(splits["test"])).argmax(-1).tolist()
     fields = {"tokens": sum(token_lengths(spec)["train"]), "precision": str(accelerator.mixed_precision)}
     common.report(spec, seconds, **fields, **common.count_correct(found, splits["test"]["label"][:]))
 

@@ -47,6 +47,7 @@ class Tap:
         at_input: Whether the states are the module's first input, else its first output.
         resting: Paths of the blocks that pass through when the model runs from the states.
         head_input: What is kept of the states: all tokens, or the vector that the head reads.
+        pooling_block: Path of the pooling block, where one lies below the boundary.
     """
 
     boundary: int
@@ -54,6 +55,7 @@ class Tap:
     at_input: bool
     resting: tuple[str, ...]
     head_input: HeadInput
+    pooling_block: str | None = None
 
 
 def find_tap(model: nn.Module, boundary: int) -> Tap:
@@ -78,7 +80,8 @@ def find_tap(model: nn.Module, boundary: int) -> Tap:
     has_decoder = 0 < len(encoder) < anatomy.num_blocks
     if boundary > anatomy.num_blocks:
         blocks = (*anatomy.blocks, *anatomy.constant)
-        return Tap(boundary, _stack(anatomy.blocks[-1]), False, blocks, _head_input(model, anatomy))
+        pooling_block = next(iter(anatomy.constant), None)
+        return Tap(boundary, _stack(anatomy.blocks[-1]), False, blocks, _head_input(model, anatomy), pooling_block)
     if has_decoder and boundary > len(encoder):
         return Tap(boundary, _stack(encoder[-1]), False, encoder, "tokens")
     return Tap(boundary, anatomy.blocks[boundary - 1], True, anatomy.blocks[: boundary - 1], "tokens")
@@ -209,11 +212,13 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
 
     def keep(tap: Tap, hidden_BTD: torch.Tensor) -> None:
         if tap.boundary not in found:
+            if tap.pooling_block is not None:
+                hidden_BTD = pool(inner.get_submodule(tap.pooling_block), hidden_BTD, inputs["attention_mask"])
             found[tap.boundary] = select(hidden_BTD, inputs["attention_mask"], tap.head_input)
         if len(found) == len(taps):
             raise _Reached
 
-    hooks = [_capture_hook(inner.get_submodule(tap.module), tap, keep) for tap in taps]
+    hooks = [_capture_hook(inner, tap, keep) for tap in taps]
     try:
         inner(**inputs)
     except _Reached:
@@ -224,8 +229,26 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
     return found
 
 
-def _capture_hook(module: nn.Module, tap: Tap, keep: Callable[[Tap, torch.Tensor], None]) -> Any:
-    if tap.at_input:
+def pool(block: nn.Module, hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+    """What the pooling block makes of the first token, at the price of two tokens per text, in fp32.
+
+    The block sees the first token and the mean of all (`models/pooling.py`), so a text of the first token and its
+    mirror image across the mean gives the same.
+
+    Returns:
+        (B, 2, D), the first token first.
+    """
+    hidden_BTD = hidden_BTD.float()
+    mean_B1D = select(hidden_BTD, attention_mask_BT, "mean")
+    pair_B2D = torch.cat([hidden_BTD[:, :1], 2 * mean_B1D - hidden_BTD[:, :1]], 1)
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        # Not through the hooks: one of them has brought us here.
+        return _first(block.forward(pair_B2D))
+
+
+def _capture_hook(inner: nn.Module, tap: Tap, keep: Callable[[Tap, torch.Tensor], None]) -> Any:
+    module = inner.get_submodule(tap.pooling_block or tap.module)
+    if tap.at_input or tap.pooling_block is not None:
         return module.register_forward_pre_hook(
             lambda _, args, kwargs: keep(tap, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )

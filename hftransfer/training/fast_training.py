@@ -1,7 +1,7 @@
 """Put the CPU kernels into a model for the length of a training stage, and take them out again.
 
-Weights, class names and what is saved stay as they are, and so does evaluation, bit for bit: whatever needs no
-gradient still runs through sdpa.
+Weights, class names and what is saved stay as they are, and so does evaluation in fp32, bit for bit: it still runs
+through sdpa.
 
 Shape legend: B batch, H heads, T query tokens, S key tokens, D width of a head.
 """
@@ -90,11 +90,12 @@ def fast_dropout(model: nn.Module) -> Iterator[int]:
 
 
 def _gains(query_BHTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, dropout: float) -> bool:
-    """Whether somebody will ask for a gradient, and the kernel is the faster way to it."""
+    """Whether the kernel is faster than sdpa."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
-    choice = kernels.training_attention(query_BHTD.device.type, dtype, key_BHSD.shape[2], dropout)
-    learns = any(tensor.requires_grad for tensor in (query_BHTD, key_BHSD, value_BHSD))
-    return torch.is_grad_enabled() and learns and choice == "fused"
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query_BHTD, key_BHSD, value_BHSD))
+    return (
+        kernels.fastest_attention(query_BHTD.device.type, dtype, key_BHSD.shape[2], dropout, learns=learns) == "fused"
+    )
 
 
 def attention_forward(

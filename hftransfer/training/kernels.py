@@ -31,6 +31,9 @@ DRAWING_THREADS = 4
 # Longest inputs at which the kernel below beat sdpa in forward plus backward, without dropout.
 LONGEST_WITHOUT_DROPOUT = {torch.bfloat16: 512, torch.float32: 24}
 
+# Longest inputs at which it beat sdpa where nobody asks for a gradient.
+LONGEST_FORWARD = {torch.bfloat16: 32}
+
 # The softmax of bf16 handles what is left over from groups of 32 columns one by one.
 BF16_LANES = 32
 
@@ -122,22 +125,25 @@ def dropout(hidden: torch.Tensor, p: float, training: bool = True) -> torch.Tens
     return _Dropout.apply(hidden, dropped) if dropped else hidden
 
 
-def training_attention(
-    device_type: str, dtype: torch.dtype, length: int, dropout: float = 0.0
+def fastest_attention(
+    device_type: str, dtype: torch.dtype, length: int, dropout: float = 0.0, *, learns: bool = True
 ) -> Literal["fused", "sdpa"]:
-    """Which attention is faster in forward plus backward.
+    """Which attention is faster in forward plus backward, or in forward alone.
 
     Args:
         device_type: "cpu", "cuda", ...
         dtype: What it computes in.
         length: Key tokens.
         dropout: Probability that an attention weight drops.
+        learns: Whether there will be a backward pass.
 
     Returns:
         "fused" for `attention`, "sdpa" for torch's.
     """
     if device_type != "cpu" or dtype not in LONGEST_WITHOUT_DROPOUT:
         return "sdpa"
+    if not learns:
+        return "fused" if dropout == 0 and length <= LONGEST_FORWARD.get(dtype, 0) else "sdpa"
     return "fused" if dropout > 0 or length <= LONGEST_WITHOUT_DROPOUT[dtype] else "sdpa"
 
 

@@ -17,6 +17,7 @@ from hftransfer.errors import TrainingError
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
+from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import summary
@@ -165,7 +166,8 @@ class Training:
         with fast as speed_note, self.cache.stage(self.model, *self._frozen_ahead(current)) as inputs:
             for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
                 log.say(note)
-            self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
+            with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
+                self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
             self._count(inputs)
         # A compiled wrapper that stayed would rename all parameters.
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)

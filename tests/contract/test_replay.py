@@ -80,3 +80,26 @@ def test_mean_pooling_replays(family: str, checkpoints: Path) -> None:
     loaded = load(checkpoints / family, pooling="mean")
     for boundary in (2, loaded.anatomy.head_depth):
         assert_replays(loaded, boundary)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+def test_the_pooling_block_is_computed_from_two_tokens(family: str, checkpoints: Path) -> None:
+    loaded = load(checkpoints / family, pooling="mean")
+    inputs, tap = batch_of(loaded), find_tap(loaded.model, loaded.anatomy.head_depth)
+    (block,) = loaded.anatomy.constant
+    seen: list[int] = []
+    loaded.model.eval().get_submodule(block).register_forward_hook(
+        lambda _, args, output: seen.append(args[0].shape[1])
+    )
+    stack_output: list[torch.Tensor] = []
+    handle = loaded.model.get_submodule(tap.module).register_forward_hook(
+        lambda _, __, output: stack_output.append((output if torch.is_tensor(output) else output[0])[:, :1])
+    )
+    with torch.no_grad():
+        loaded.model(**inputs)
+    handle.remove()
+    whole, seen[:] = list(seen), []
+    states = capture(loaded.model, [tap], inputs)[tap.boundary]
+    assert whole, "the whole model runs its pooling block"
+    assert not seen, "the block ran on all tokens"
+    torch.testing.assert_close(states, stack_output[0], atol=1e-5, rtol=1e-5)

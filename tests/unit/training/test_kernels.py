@@ -200,4 +200,16 @@ def test_autocast_decides_what_attention_computes_in():
     ],
 )
 def test_the_choice_follows_the_measurements(arguments, choice):
-    assert kernels.training_attention(*arguments) == choice
+    assert kernels.fastest_attention(*arguments) == choice
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "choice"),
+    [
+        (torch.bfloat16, 32, "fused"),
+        (torch.bfloat16, 64, "sdpa"),
+        (torch.float32, 8, "sdpa"),
+    ],
+)
+def test_without_a_gradient_only_short_bf16_inputs_gain(dtype, length, choice):
+    assert kernels.fastest_attention("cpu", dtype, length, learns=False) == choice
