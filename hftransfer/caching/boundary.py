@@ -181,10 +181,10 @@ class Replay:
         self.inner.eval()
         try:
             self.feed(None)
-            expected = _first(self.inner(**inputs))
+            expected = _first(_run(self.inner, inputs))
             states_BTD = capture(self.inner, [self.tap], inputs)[self.tap.boundary]
             self.feed(states_BTD)
-            found = _first(self.inner(**reduce_inputs(inputs, self.tap.head_input)))
+            found = _first(_run(self.inner, reduce_inputs(inputs, self.tap.head_input)))
         finally:
             self.feed(previous)
             self.inner.train(training)
@@ -220,13 +220,18 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
 
     hooks = [_capture_hook(inner, tap, keep) for tap in taps]
     try:
-        inner(**inputs)
+        _run(inner, inputs)
     except _Reached:
         pass
     finally:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _run(inner: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """The class's own forward: accelerate's on the instance switches autocast on, whatever the caller has chosen."""
+    return type(inner).forward(inner, **inputs)
 
 
 def pool(block: nn.Module, hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:

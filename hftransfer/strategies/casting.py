@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hftransfer.strategies.freezing import transformers_model
+from hftransfer.strategies.freezing import ANATOMY, transformers_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,14 +29,19 @@ def castable_modules(model: nn.Module) -> list[nn.Module]:
     """The matrix products whose weight is frozen, in fp32, and read by nothing else."""
     found: list[nn.Module] = []
     read_elsewhere: set[int] = set()
-    dora = {
-        id(inner) for module in model.modules() if len(getattr(module, READS_WEIGHT, ())) for inner in module.modules()
-    }
+    inner = transformers_model(model)
+    # The encoding pass runs the pooling block in full precision.
+    anatomy = getattr(inner, ANATOMY, None)
+    constant = [] if anatomy is None else [inner.get_submodule(path) for path in anatomy.constant]
+    full_precision = {id(module) for block in constant for module in block.modules()}
+    for module in model.modules():
+        if len(getattr(module, READS_WEIGHT, ())):
+            full_precision.update(map(id, module.modules()))
     # T5 asks its `wo` for the dtype of the weight and computes in that.
-    kept = set(getattr(transformers_model(model), "_keep_in_fp32_modules", None) or ())
+    kept = set(getattr(inner, "_keep_in_fp32_modules", None) or ())
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if type(module) in PRODUCTS and id(module) not in dora and kept.isdisjoint(path.split(".")):
+        if type(module) in PRODUCTS and id(module) not in full_precision and kept.isdisjoint(path.split(".")):
             weight = own["weight"]
             if not weight.requires_grad and weight.dtype == torch.float32:
                 found.append(module)

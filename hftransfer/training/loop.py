@@ -171,6 +171,8 @@ class Training:
             self._count(inputs)
         # A compiled wrapper that stayed would rename all parameters.
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        # With this mark Accelerate would take the model for prepared, and the next stage would run without autocast.
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
         self.accelerator.free_memory()
 
     def _frozen_ahead(self, current: StageSteps) -> tuple[list[int], float]:

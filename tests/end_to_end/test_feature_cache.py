@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from hftransfer import Recipe, Run, finetune
@@ -79,6 +81,27 @@ def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, bert: P
         if name.endswith("key.bias"):
             continue
         torch.testing.assert_close(weights(cached)[name], expected, atol=1e-5, rtol=0.0, msg=name)
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Autocast in bf16; Accelerate keeps the precision of its first user for the whole process, unless it is reset."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("bf16")
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_under_autocast_the_cache_is_used_as_well(strategy: str, bert: Path, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", bert, strategy, cache={"enabled": "off"})
+    cached = train(tmp_path / "cached", bert, strategy)
+    assert facts(cached)["mixed_precision"] == "bf16"
+    assert facts(cached)["cache_served_rows"] >= len(losses(cached)) // 4 * 8
+    # A loss near log(3), whose states were rounded to 8 bits at another place.
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-2)
+    assert sum(losses(cached)) == pytest.approx(sum(losses(plain)), abs=1e-3 * len(losses(plain)))
 
 
 def test_a_run_that_finds_its_states_is_bit_equal_to_the_one_that_stored_them(bert: Path, tmp_path: Path) -> None:
