@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,17 +14,15 @@ from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
 from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
-from hftransfer.strategies import build_strategy
+from hftransfer.strategies import Strategy, build_strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.training import prepare, summary
 from hftransfer.training.defaults import derive, resolve
+from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def finetune(
@@ -81,17 +79,20 @@ def finetune(
     say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
     training.run()
     # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy.finish(training.model), task, loaded, features)
+    scores = _leave_behind(run, training, strategy, task, loaded, features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     return run
 
 
 def _leave_behind(
-    run: Run, training: Training, model: nn.Module, task: Task, loaded: LoadedModel, features: Mapping[str, Features]
+    run: Run, training: Training, strategy: Strategy, task: Task, loaded: LoadedModel, features: Mapping[str, Features]
 ) -> dict[str, dict[str, float]]:
     """Score the final model in full precision on validation and test data, and save it."""
     started = time.perf_counter()
+    # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
+    model, sharded = training.model, is_sharded(training.model)
+    model = model if sharded else strategy.finish(model)
     scores = {}
     for split in [name for name in ("validation", "test") if name in features]:
         predictions_NP = predict(
@@ -104,7 +105,9 @@ def _leave_behind(
         if split == "validation":
             task.calibrate(predictions_NP, features[split])
         scores[split] = task.score(predictions_NP, features[split])
+    gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
     if training.accelerator.is_main_process:
+        model = strategy.finish(model) if sharded else model
         config = {**task.saved_config(), "hftransfer_max_length": training.recipe.data.max_length}
         save_model(
             model,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
 from hftransfer.caching.states import CachedInputs, Inputs, PlainInputs, Rows, States
@@ -126,6 +127,8 @@ class BoundaryCache:
             raise CannotSplitError("it is switched off")
         if self.recipe.optim.torch_compile:
             raise CannotSplitError("a compiled model runs from end to end")
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise CannotSplitError("the weights are sharded over the processes")
         taps = [find_tap(model, boundaries[0])]
         for boundary in boundaries[1:]:
             # Below a lower boundary the weights are still those that this stage freezes.

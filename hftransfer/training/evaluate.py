@@ -15,6 +15,7 @@ from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import token_budget_batches
 from hftransfer.errors import DataError
 from hftransfer.tasks.base import Task
+from hftransfer.training.distributed import is_sharded, release, same_passes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 MAX_BATCH_TOKENS = 8192
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     task: Task,
@@ -48,25 +48,34 @@ def predict(
     Raises:
         DataError: If there are no rows.
     """
+    # Weights that were gathered in inference mode could not be trained afterwards.
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        predictions_NP = _predict(model, task, inputs, max_examples, accelerator)
+    release(model)
+    return predictions_NP.float().cpu().numpy()
+
+
+def _predict(
+    model: nn.Module, task: Task, inputs: Inputs, max_examples: int, accelerator: Accelerator | None
+) -> torch.Tensor:
+    """The predictions of all rows on every process, (N, P)."""
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     batches = token_budget_batches(inputs.lengths_N, MAX_BATCH_TOKENS, max_examples)
     predictions_NP: torch.Tensor | None = None
-    for position, rows in enumerate(batches):
-        # Every process runs the first batch, which tells the width; it counts once.
-        if position % world_size != rank and position != 0:
-            continue
+    for position, counts in same_passes(len(batches), rank, world_size):
+        rows = batches[position]
         batch = {name: tensor.to(device) for name, tensor in inputs.collate(rows).items() if name != "labels"}
         outputs_BP = task.predictions(inputs.run(model, batch))
         if predictions_NP is None:
             predictions_NP = torch.zeros(len(inputs.lengths_N), outputs_BP.shape[1], device=device)
-        if position % world_size == rank:
+        if counts:
             predictions_NP[torch.from_numpy(rows).to(device)] = outputs_BP
     if predictions_NP is None:
         raise DataError("no rows to predict", where="features", fix="give at least one example")
     if accelerator is not None and world_size > 1:
         predictions_NP = accelerator.reduce(predictions_NP, "sum")
     model.train(was_training)
-    return predictions_NP.float().cpu().numpy()
+    return predictions_NP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
-from hftransfer.training import summary
+from hftransfer.training import distributed, summary
+from hftransfer.training.distributed import copy_weights, restore, whole_weights
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
@@ -82,10 +82,12 @@ class Training:
         learned = set(self.learned_names)
         self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
         splits = (self.train, self.validation)
+        distributed.check_support(self.accelerator, self.recipe, len(self.stages))
         self.cache = BoundaryCache(
             self.recipe, self.task, self.accelerator, {"train": self.train, "validation": self.validation}
         )
         self.cache_facts: dict[str, float] = {}
+        self.engine_weights: dict[str, torch.Tensor] = {}
         self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator)
 
     def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
@@ -158,8 +160,10 @@ class Training:
         self.strategy.enter_stage(self.model, current.stage)
         optimizer = self._optimizer(current)
         peak_rates = [group["lr"] for group in optimizer.param_groups]
-        model = self.accelerator.prepare_model(self.model)
-        optimizer = self.accelerator.prepare_optimizer(optimizer)
+        was_sharded = distributed.is_sharded(self.model)
+        model, optimizer = distributed.prepare(self.accelerator, self.recipe, self.model, optimizer)
+        if distributed.is_sharded(self.model) and not was_sharded:
+            self._best = distributed.own_shards(self.model, self._best)
         if current.start < self.progress.step:
             self.state.load_optimizer(optimizer)
         fast = fast_training(self.model, self.accelerator.device.type, compiled=self.recipe.optim.torch_compile)
@@ -169,6 +173,7 @@ class Training:
             with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
                 self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
             self._count(inputs)
+        self.engine_weights = distributed.engine_weights(self.accelerator, model)
         # A compiled wrapper that stayed would rename all parameters.
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
         # With this mark Accelerate would take the model for prepared, and the next stage would run without autocast.
@@ -255,8 +260,10 @@ class Training:
             self._evaluate(now)
         if saves:
             self.progress.seconds = time.perf_counter() - now.started
-            weights = copy_weights(self.model, self.learned_names)
-            self.state.save(self.progress, weights, self._best, now.optimizer)
+            keep = self.accelerator.is_main_process
+            current = copy_weights(self.model, self.learned_names)
+            weights, best = (whole_weights(self.model, part, keep=keep) for part in (current, self._best))
+            self.state.save(self.progress, weights, best, now.optimizer)
 
     def _evaluate(self, now: StageRun) -> None:
         """Score the validation data, keep the best weights, count patience."""
@@ -289,17 +296,3 @@ def is_better(value: float, best: float | None, metric: str) -> bool:
     if best is None or math.isnan(value) or math.isnan(best):
         return best is None or not math.isnan(value)
     return value > best if greater_is_better(metric) else value < best
-
-
-def copy_weights(model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """A copy of the named parameters on the CPU."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach().cpu().clone() for name in names}
-
-
-@torch.no_grad()
-def restore(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put weights back, in place."""
-    parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        parameters[name].copy_(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hftransfer.errors import TrainingError
+from hftransfer.training.distributed import kind_of, shard_on_cpu
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +70,9 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
         )
     except ValueError as error:
         raise TrainingError(str(error), fix="look at --trackers and at the launcher's --mixed_precision") from error
+    wants_sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_sharding and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        shard_on_cpu(accelerator)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise TrainingError(
@@ -77,5 +81,7 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
         )
     plural = "es" if accelerator.num_processes > 1 else ""
     processes = f"{accelerator.num_processes} process{plural}"
+    if accelerator.num_processes > 1:
+        processes += f" ({kind_of(accelerator)})"
     line = f"{accelerator.device.type}, {processes}, mixed precision {precision} ({origin})"
     return accelerator, line

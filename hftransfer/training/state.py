@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from hftransfer.errors import TrainingError
 from hftransfer.recipe import Recipe
 from hftransfer.tasks.base import Features
+from hftransfer.training.distributed import shard_like, whole_tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,13 +73,20 @@ class TrainingState:
         best: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Write a checkpoint beside the others, make it visible by a rename, then remove the oldest."""
+        """Write a checkpoint beside the others, make it visible by a rename, then remove the oldest.
+
+        Args:
+            progress: How far the training has come.
+            weights: What learned, whole; the main process alone needs it.
+            best: The best weights so far, likewise.
+            optimizer: Every process passes its own; sharded moments are put together.
+        """
+        moments, group_steps = _flatten(optimizer, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             final = self.folder / f"step-{progress.step:08d}"
             temporary = self.folder / f".writing-{progress.step:08d}"
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            moments, group_steps = _flatten(optimizer)
             save_file(weights, temporary / "weights.safetensors")
             save_file(best, temporary / "best.safetensors")
             save_file(moments, temporary / "optimizer.safetensors")
@@ -145,10 +153,12 @@ class TrainingState:
         assert self._resumed_from is not None
         state = json.loads((self._resumed_from / "state.json").read_text(encoding="utf-8"))
         moments = load_file(self._resumed_from / "optimizer.safetensors")
+        # Numbered as in the optimizer's state: through all groups.
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         restored: dict[int, dict[str, torch.Tensor]] = {}
         for key, tensor in moments.items():
             index, _, name = key.partition(".")
-            restored.setdefault(int(index), {})[name] = tensor
+            restored.setdefault(int(index), {})[name] = shard_like(tensor, parameters[int(index)])
         for index, step in state["optimizer_steps"].items():
             restored[int(index)]["step"] = torch.tensor(step, dtype=torch.float32)
         optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -172,15 +182,17 @@ def data_hash(splits: Sequence[Features]) -> str:
     return digest.hexdigest()
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """The optimizer's moments by "index.name", and its step counters."""
+def _flatten(optimizer: torch.optim.Optimizer, *, keep: bool) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The optimizer's moments by "index.name", whole, and its step counters; nothing unless they are to be kept."""
     moments, steps = {}, {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if name == "step":
                 steps[str(index)] = float(value)
-            else:
-                moments[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                continue
+            moment = whole_tensor(value)
+            if keep:
+                moments[f"{index}.{name}"] = moment
     return moments, steps
 
 
