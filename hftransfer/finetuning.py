@@ -69,8 +69,9 @@ def finetune(
     # The strategy decides what learns; the loop trains it, stage by stage.
     torch.manual_seed(recipe.seed)  # adapters are drawn from the global generator
     model = strategy.apply(loaded.model, loaded.anatomy)
+    chunks = prepare.chunks_of(task, splits, loaded, recipe)
     training = Training(
-        recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"]
+        recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"], chunks
     )
     run = create_run(recipe, accelerator.is_main_process)
     accelerator.wait_for_everyone()

@@ -43,6 +43,10 @@ class DataSection(Section):
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
     max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
+    streaming: bool = Field(False, description="Read training data in chunks, with bounded memory.")
+    chunk_examples: PositiveInt = Field(
+        50_000, description="Examples that streaming holds at once; it shuffles within a chunk."
+    )
     max_length: PositiveInt | None = Field(None, description="Longest input in tokens; derived from data and model.")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
-from hftransfer.caching.states import CachedInputs, Inputs, PlainInputs, Rows, States
+from hftransfer.caching.states import CachedInputs, ChunkedInputs, Inputs, OpenChunk, PlainInputs, Rows, States
 from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
 from hftransfer.data.batching import token_budget_batches
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
@@ -71,7 +72,7 @@ class StageInputs:
 
     def facts(self) -> dict[str, Any]:
         """How often states were found, and the seconds that this saved."""
-        cached = [inputs for inputs in self.splits.values() if isinstance(inputs, CachedInputs)]
+        cached = [inputs for inputs in self.splits.values() if isinstance(inputs, CachedInputs | ChunkedInputs)]
         served, recomputed = sum(i.served for i in cached), sum(i.recomputed for i in cached)
         return {
             "cache_served_rows": served,
@@ -91,12 +92,14 @@ class BoundaryCache:
         task: Collates rows.
         accelerator: Its processes share the encoding.
         features: The splits by name.
+        chunk: Training rows that are streamed; `features` then holds the other splits.
     """
 
     recipe: Recipe
     task: Task
     accelerator: Accelerator
     features: Mapping[str, Features]
+    chunk: OpenChunk | None = None
     _hashes: dict[str, RowHashes] = field(default_factory=dict)
     _trouble: str = ""
 
@@ -110,6 +113,8 @@ class BoundaryCache:
             passes: How often the rows of `train` will be seen in all these stages.
         """
         plain: dict[str, Inputs] = {name: PlainInputs(self.task, part) for name, part in self.features.items()}
+        if self.chunk is not None:
+            plain["train"] = ChunkedInputs(self.chunk, lambda features: PlainInputs(self.task, features))
         with ExitStack() as stack:
             try:
                 taps = self._taps(model, boundaries)
@@ -149,30 +154,71 @@ class BoundaryCache:
 
     def _open(self, model: nn.Module, replay: Replay, taps: Sequence[Tap], width: int, passes: float) -> StageInputs:
         """Encode what no run has encoded yet, and open the states of all splits."""
-        store = StateStore(max_bytes=self.recipe.cache.max_bytes)
-        spaces = [store.space(self._key(model, tap, width)) for tap in taps]
-        shards = spaces[0].shards()
+        keys = [self._key(model, tap, width) for tap in taps]
         hashes = {name: self._hash(name) for name in self.features}
+        if self.chunk is None:
+            return self._open_rows(model, replay, taps, keys, self.features, hashes, passes)
+        if passes <= 1:
+            raise CannotSplitError("the training data are seen but once")
+        opened = self._open_rows(model, replay, taps, keys, self.features, hashes, passes)
+        opened.note += "; training data chunk by chunk"
+        # Chunks come round in turn: with too little room each would push out the one that is needed next.
+        started = time.time()
+
+        def open_chunk(features: Features) -> CachedInputs:
+            rows = hash_rows(features.columns, features.offsets_N1)
+            # A space for each chunk: what is opened and searched stays as small as the chunk.
+            own = hashlib.sha256(rows.tobytes()).hexdigest()
+            replay.feed(None)
+            own_keys = [{**key, "chunk": own} for key in keys]
+            part = self._open_rows(model, replay, taps, own_keys, {"train": features}, {"train": rows}, passes, started)
+            opened.encoded_rows += part.encoded_rows
+            opened.encoding_seconds += part.encoding_seconds
+            opened.seconds_per_row = part.seconds_per_row
+            inputs = part.splits["train"]
+            assert isinstance(inputs, CachedInputs)
+            return inputs
+
+        opened.splits["train"] = ChunkedInputs(self.chunk, open_chunk)
+        return opened
+
+    def _open_rows(
+        self,
+        model: nn.Module,
+        replay: Replay,
+        taps: Sequence[Tap],
+        keys: Sequence[Mapping[str, Any]],
+        features: Mapping[str, Features],
+        hashes: Mapping[str, RowHashes],
+        passes: float,
+        since: float = math.inf,
+    ) -> StageInputs:
+        """Look rows up in the spaces of these keys, one for each tap, and encode what is missing.
+
+        Spaces used since `since` are not removed to make room.
+        """
+        store = StateStore(max_bytes=self.recipe.cache.max_bytes, keep_since=since)
+        width = keys[0]["width"]
+        spaces = [store.space(key) for key in keys]
+        shards = spaces[0].shards()
         found = {name: States(shards, hashes[name], width) for name in hashes}
         # All processes look before one of them writes, and decide alike.
-        missing, of_train = self._most(
-            sum(int((~states.found_N).sum()) for states in found.values()), int((~found["train"].found_N).sum())
-        )
+        missing_by_name = {name: int((~states.found_N).sum()) for name, states in found.items()}
+        missing, of_train = self._most(sum(missing_by_name.values()), missing_by_name.get("train", 0))
         if passes <= 1 and of_train:
             raise CannotSplitError("the training data are seen but once")
         started, encoded = time.perf_counter(), 0
         if missing:
-            encoded = self._encode(model, taps, spaces, store, found)
+            encoded = self._encode(model, taps, spaces, store, found, features, hashes)
             self.accelerator.wait_for_everyone()
             shards = spaces[0].shards()
             found = {name: States(shards, hashes[name], width) for name in hashes}
         seconds = time.perf_counter() - started if missing else 0.0
         splits: dict[str, Inputs] = {
             name: CachedInputs(self.task, part, replay, found[name], self._computing(model, replay, part))
-            for name, part in self.features.items()
+            for name, part in features.items()
         }
-        rows = sum(map(len, self.features.values()))
-        kept = sum(int(states.found_N.sum()) for states in found.values())
+        rows, kept = sum(map(len, features.values())), sum(int(states.found_N.sum()) for states in found.values())
         note = (
             f"feature cache at depth {taps[0].boundary}: {rows - missing:,} of {rows:,} rows found"
             + (f", {encoded:,} encoded in {seconds:.1f} s" if missing else "")
@@ -220,12 +266,14 @@ class BoundaryCache:
         spaces: Sequence[Space],
         store: StateStore,
         found: Mapping[str, States],
+        rows_of: Mapping[str, Features],
+        hashes: Mapping[str, RowHashes],
     ) -> int:
         """Compute and store the states of rows that have none; every process takes its share of them."""
         encoded = 0
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         for name, states in found.items():
-            features, hashes_N2 = self.features[name], self._hash(name)
+            features, hashes_N2 = rows_of[name], hashes[name]
             missing = np.flatnonzero(~states.found_N)
             # Equal rows are computed once.
             unique = missing[np.sort(np.unique(hashes_N2[missing], axis=0, return_index=True)[1])]

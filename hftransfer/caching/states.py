@@ -31,7 +31,10 @@ MEMORY_BYTES = 2 << 30
 class Inputs(Protocol):
     """Where the batches of a split come from, and how the model is run on one."""
 
-    features: Features
+    @property
+    def features(self) -> Features:
+        """The rows."""
+        ...
 
     @property
     def lengths_N(self) -> NDArray[np.int64]:
@@ -169,6 +172,66 @@ class CachedInputs:
         """Call the model on the states."""
         self.replay.feed(inputs[STATES])
         return model(**{name: tensor for name, tensor in inputs.items() if name != STATES})
+
+
+class OpenChunk(Protocol):
+    """Streamed rows, of which one chunk is open at a time."""
+
+    number: int
+    features: Features
+
+
+class ChunkedInputs:
+    """Batches of the chunk that is open; a new one gets inputs of its own.
+
+    Args:
+        chunk: Which chunk is open.
+        open_inputs: Makes the inputs of a chunk; called on all processes alike.
+    """
+
+    def __init__(self, chunk: OpenChunk, open_inputs: Callable[[Features], PlainInputs | CachedInputs]) -> None:
+        self.chunk, self.open_inputs = chunk, open_inputs
+        self._number = -1
+        self._inputs: PlainInputs | CachedInputs | None = None
+        self._served = self._recomputed = 0
+
+    @property
+    def _current(self) -> PlainInputs | CachedInputs:
+        """The inputs of the open chunk."""
+        if self._inputs is None or self._number != self.chunk.number:
+            self._served, self._recomputed = self.served, self.recomputed
+            # Let go of the old chunk's states before those of the new one are read.
+            self._inputs = None
+            self._inputs, self._number = self.open_inputs(self.chunk.features), self.chunk.number
+        return self._inputs
+
+    @property
+    def features(self) -> Features:
+        """The rows of the open chunk."""
+        return self._current.features
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Tokens (or vectors) per row of the open chunk, (N,)."""
+        return self._current.lengths_N
+
+    @property
+    def served(self) -> int:
+        """How many rows of all chunks ran from stored states."""
+        return self._served + (self._inputs.served if isinstance(self._inputs, CachedInputs) else 0)
+
+    @property
+    def recomputed(self) -> int:
+        """How many rows of all chunks had no stored states though others had."""
+        return self._recomputed + (self._inputs.recomputed if isinstance(self._inputs, CachedInputs) else 0)
+
+    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """The padded batch of these rows of the open chunk."""
+        return self._current.collate(rows)
+
+    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+        """Call the model."""
+        return self._current.run(model, inputs)
 
 
 def single_tokens(features: Features, head_input: str) -> Features:

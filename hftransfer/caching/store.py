@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -68,10 +69,11 @@ class StateStore:
     Args:
         root: The folder; `default_root()` when absent.
         max_bytes: Most bytes of all spaces together; half of what is free when absent.
+        keep_since: Spaces used since this time, in seconds since the epoch, are not removed to make room.
     """
 
-    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
-        self.root, self.max_bytes = root or default_root(), max_bytes
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None, keep_since: float = math.inf) -> None:
+        self.root, self.max_bytes, self.keep_since = root or default_root(), max_bytes, keep_since
 
     def space(self, key: Mapping[str, Any]) -> Space:
         """The space of a prefix; nothing is written yet.
@@ -103,7 +105,7 @@ class StateStore:
         for space in self.spaces():
             if room >= wanted or self.max_bytes is None:
                 break
-            if space.folder != keep.folder:
+            if space.folder != keep.folder and space.last_used() < self.keep_since:
                 gone = space.used_bytes()
                 space.remove()
                 free += gone

@@ -34,18 +34,24 @@ def random_order(count: int, *key: int) -> Indices:
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def epoch_order(num_examples: int, seed: int, epoch: int) -> Indices:
+def epoch_order(num_examples: int, seed: int, epoch: int, chunk: int = 0) -> Indices:
     """The order of the examples in one epoch.
 
     Args:
         num_examples: Number of training examples.
         seed: The recipe's seed, not negative.
         epoch: 0-based.
+        chunk: Which part of streamed data these are, 0-based.
 
     Returns:
         A permutation of `range(num_examples)`, shape (num_examples,).
     """
-    return random_order(num_examples, seed, _EPOCH, epoch)
+    return random_order(num_examples, *_key(seed, _EPOCH, epoch, chunk))
+
+
+def _key(seed: int, stream: int, epoch: int, chunk: int) -> tuple[int, ...]:
+    """What an order depends on. The first chunk has the order of data that are not streamed."""
+    return (seed, stream, epoch, chunk) if chunk else (seed, stream, epoch)
 
 
 def training_batches(
@@ -55,6 +61,7 @@ def training_batches(
     seed: int,
     epoch: int,
     bucket: int | None = 16,
+    chunk: int = 0,
 ) -> list[Indices]:
     """The global batches of one epoch: every example exactly once.
 
@@ -70,6 +77,7 @@ def training_batches(
         seed: The recipe's seed, not negative.
         epoch: 0-based.
         bucket: Window of the length bucketing in batches; None turns it off.
+        chunk: Which part of streamed data these are, 0-based.
 
     Returns:
         One index array per optimizer step. All have `global_batch_size` examples except at most one, which comes last
@@ -77,7 +85,7 @@ def training_batches(
     """
     _require_positive(global_batch_size=global_batch_size, bucket=1 if bucket is None else bucket)
     sizes = np.asarray(lengths)
-    order = epoch_order(len(sizes), seed, epoch)
+    order = epoch_order(len(sizes), seed, epoch, chunk)
     if bucket is None:
         return _cut(order, global_batch_size)
     windows = _cut(order, global_batch_size * bucket)
@@ -87,7 +95,7 @@ def training_batches(
         for window in windows
         for batch in _cut(window[np.argsort(sizes[window], kind="stable")], global_batch_size)
     ]
-    return [batches[position] for position in random_order(len(batches), seed, _BATCHES, epoch)]
+    return [batches[position] for position in random_order(len(batches), *_key(seed, _BATCHES, epoch, chunk))]
 
 
 def rank_slice(batch: Indices, rank: int, world_size: int) -> Indices:

@@ -14,13 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
-from hftransfer.data.readers import Locate, check_duplicates, row_number
+from hftransfer.data.readers import check_duplicates
+from hftransfer.data.records import Locate, row_number
 from hftransfer.errors import DataError
 
 if TYPE_CHECKING:
     from hftransfer.recipe import DataSection
 
 _NAMED = 5
+# How the cells of a text file must be written to be numbers. Integers as Python prints them: "007" is a name.
+NUMBER_PATTERNS = (
+    (r"^(0|-?[1-9][0-9]{0,17})$", pa.int64()),
+    (r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$", pa.float64()),
+)
 
 
 def needed_columns(section: DataSection, *, labelled: bool = True) -> list[str]:
@@ -33,6 +39,21 @@ def column_of(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """One column as Arrow data, shape (rows,), with dictionary encoding undone."""
     column = dataset.select_columns([name]).with_format("arrow")[:].column(name)
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def typed_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The cells of a text file as numbers, if every one is written as a number."""
+    kinds = number_kinds(column, [kind for _, kind in NUMBER_PATTERNS])
+    return column.cast(kinds[0]) if len(column) and kinds else column
+
+
+def number_kinds(column: pa.ChunkedArray, among: list[pa.DataType]) -> list[pa.DataType]:
+    """Those of some types, the narrowest first, in which all cells of a text column are written."""
+    return [
+        kind
+        for pattern, kind in NUMBER_PATTERNS
+        if kind in among and pc.all(pc.match_substring_regex(column, pattern), min_count=0).as_py()
+    ]
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -23,17 +23,16 @@ from hftransfer.data.check import (
     has_no_labels,
     is_list,
     needed_columns,
+    typed_labels,
 )
 from hftransfer.data.readers import (
     DELIMITERS,
-    Locate,
     check_duplicates,
     file_format,
     read_table,
     row_locator,
-    row_number,
-    table_from_records,
 )
+from hftransfer.data.records import Locate, row_number, table_from_records
 from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
 from hftransfer.errors import DataError
 
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
     from hftransfer.recipe import DataSection
 
 DataSource: TypeAlias = Dataset | DatasetDict | pd.DataFrame | list[dict[str, Any]]
-
-# Integers as Python prints them: "007" is a name, not a number.
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-_DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -57,16 +52,18 @@ class Splits:
         test: Examples that are scored once, at the end.
         notes: What was decided and has to be said, such as "validation: 10 % of train cut off (69 of 690 rows), seed
             13".
+        stream: Where the training examples are when they are streamed; `train` then holds the first of them.
     """
 
     train: Dataset
     validation: Dataset
     test: Dataset | None
     notes: tuple[str, ...]
+    stream: Any = None
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A split on its way in: the data and how to say where a row of it is."""
 
     dataset: Dataset
@@ -91,8 +88,8 @@ def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
     """
     if section.name is not None and section.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
-    parts = _named_parts(section) if section.name is not None else _file_parts(section)
-    return _complete(parts, section, seed, stratify)
+    parts = _named_parts(section) if section.name is not None else file_parts(section)
+    return complete(parts, section, seed, stratify)
 
 
 def splits_from_objects(
@@ -121,10 +118,10 @@ def splits_from_objects(
     wanted = needed_columns(section)
     for name, source in (("train", train), ("validation", validation), ("test", test)):
         if source is not None and not isinstance(source, DatasetDict):
-            parts[name] = _Part(_dataset_from(source, name, wanted), name)
+            parts[name] = Part(dataset_from(source, name, wanted), name)
         elif source is not None and name != "train":
             raise DataError("a DatasetDict where one split is wanted", where=name, fix="pick one of its splits")
-    return _complete(parts, section, seed, stratify)
+    return complete(parts, section, seed, stratify)
 
 
 def load_file(path: str, *, where: str, section: DataSection | None = None, labelled: bool = False) -> Dataset:
@@ -152,16 +149,17 @@ def load_file(path: str, *, where: str, section: DataSection | None = None, labe
     return part.dataset.select_columns([name for name in part.dataset.column_names if name in kept])
 
 
-def _read_part(path: str, where: str, section: DataSection | None, labelled: bool) -> _Part:
+def _read_part(path: str, where: str, section: DataSection | None, labelled: bool) -> Part:
     file, place = Path(path), f"{where} ({path})"
     if not file.exists():
-        raise _no_such_file(file, place)
+        raise no_such_file(file, place)
     if file.is_dir():
-        return _Part(_saved_split(file, place), place)
-    return _Part(Dataset(_read_typed(file, place, section, labelled)), place, row_locator(file))
+        return Part(_saved_split(file, place), place)
+    return Part(Dataset(_read_typed(file, place, section, labelled)), place, row_locator(file))
 
 
-def _no_such_file(file: Path, place: str) -> DataError:
+def no_such_file(file: Path, place: str) -> DataError:
+    """The error for a file that is not there, with the likeliest meant."""
     there = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
     close = difflib.get_close_matches(file.name, there, n=1)
     return DataError("no such file", where=place, fix=f"did you mean {close[0]!r}?" if close else "check the path")
@@ -178,16 +176,8 @@ def _read_typed(file: Path, place: str, section: DataSection | None, labelled: b
     if file_format(file, place) in DELIMITERS and section.label in table.column_names:
         position = table.column_names.index(section.label)
         if section.label not in (section.text, section.text_pair):
-            table = table.set_column(position, section.label, _typed_labels(table.column(position)))
+            table = table.set_column(position, section.label, typed_labels(table.column(position)))
     return table
-
-
-def _typed_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of a text file as numbers, if every one is written as a number."""
-    for pattern, kind in ((_INTEGER, pa.int64()), (_DECIMAL, pa.float64())):
-        if len(column) and pc.all(pc.match_substring_regex(column, pattern)).as_py():
-            return column.cast(kind)
-    return column
 
 
 def _saved(folder: Path, place: str) -> Dataset | DatasetDict:
@@ -210,8 +200,9 @@ def _saved_split(folder: Path, place: str) -> Dataset:
     return saved
 
 
-def _file_parts(section: DataSection) -> dict[str, _Part]:
-    parts: dict[str, _Part] = {}
+def file_parts(section: DataSection) -> dict[str, Part]:
+    """The splits that a section names by files."""
+    parts: dict[str, Part] = {}
     for name, path in (("train", section.train), ("validation", section.validation), ("test", section.test)):
         if path is None:
             continue
@@ -223,7 +214,7 @@ def _file_parts(section: DataSection) -> dict[str, _Part]:
     return parts
 
 
-def _named_parts(section: DataSection) -> dict[str, _Part]:
+def _named_parts(section: DataSection) -> dict[str, Part]:
     name = str(section.name)
     place = f"data.name ({name})"
     folder = Path(name)
@@ -240,10 +231,10 @@ def _named_parts(section: DataSection) -> dict[str, _Part]:
             ) from error
     if isinstance(loaded, Dataset):
         loaded = {section.train_split: loaded}
-    return _dict_parts(loaded, section, place) | _file_parts(section)
+    return _dict_parts(loaded, section, place) | file_parts(section)
 
 
-def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, _Part]:
+def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, Part]:
     """The wanted splits of a DatasetDict. Only validation and test under their default names may be absent."""
     parts = {}
     for name, split in (
@@ -252,7 +243,7 @@ def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, _Par
         ("test", section.test_split),
     ):
         if split in loaded:
-            parts[name] = _Part(loaded[split], f"{place}, split {split}")
+            parts[name] = Part(loaded[split], f"{place}, split {split}")
         elif name == "train" or split != name:
             raise DataError(
                 f"no split {split!r}; there are {', '.join(map(repr, loaded))}",
@@ -262,7 +253,8 @@ def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, _Par
     return parts
 
 
-def _dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
+def dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
+    """Data in memory as a Dataset."""
     if isinstance(source, Dataset):
         return source
     if isinstance(source, pd.DataFrame):
@@ -287,7 +279,7 @@ def _dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
     )
 
 
-def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify: bool) -> Splits:
+def complete(parts: dict[str, Part], section: DataSection, seed: int, stratify: bool) -> Splits:
     """Check the splits, cut off what is missing and keep the columns that are needed."""
     notes: list[str] = []
     if "train" not in parts:
@@ -316,7 +308,7 @@ def _complete(parts: dict[str, _Part], section: DataSection, seed: int, stratify
     return Splits(train, datasets["validation"], datasets.get("test"), tuple(notes))
 
 
-def _check_classes(parts: dict[str, _Part], section: DataSection) -> None:
+def _check_classes(parts: dict[str, Part], section: DataSection) -> None:
     """Raise a DataError if a split has a class that train neither has nor declares."""
     train = parts["train"].dataset
     column = column_of(train, section.label).combine_chunks()
@@ -357,7 +349,7 @@ def _limit(train: Dataset, section: DataSection, seed: int, stratify: bool, note
     return train.select(choose_subset(len(train), limit, seed, _label_codes(train, section.label, stratify)))
 
 
-def _one_label_type(parts: dict[str, _Part], label: str, notes: list[str]) -> dict[str, _Part]:
+def _one_label_type(parts: dict[str, Part], label: str, notes: list[str]) -> dict[str, Part]:
     """Give the label column one type in all splits; a type of its own would make other labels of the same values."""
     features = {name: part.dataset.features[label] for name, part in parts.items()}
     names = [known for known in map(_class_names, features.values()) if known is not None]

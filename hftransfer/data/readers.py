@@ -21,18 +21,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from hftransfer.data.records import (
+    CHUNK_ROWS,
+    Locate,
+    joined,
+    kind_name,
+    row_number,
+    table_from_records,
+    tables_from_records,
+)
 from hftransfer.errors import DataError
-
-Locate = Callable[[int], str]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_CHUNK_ROWS = 65_536
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -67,15 +72,46 @@ def read_table(path: Path, place: str, columns: Sequence[str] | None = None) -> 
         DataError: The file is damaged, malformed or ambiguous; the message names the line or row.
     """
     ending = file_format(path, place)
-    try:
-        if ending in DELIMITERS:
-            return _read_delimited(path, place, columns, DELIMITERS[ending])
+    with _readable(path, place):
+        if ending == ".json":
+            return table_from_records(_json_records(path, place), place, columns)
         if ending == ".parquet":
-            return _read_parquet(path, place, columns)
-        records = _json_lines(path, place) if ending == ".jsonl" else _json_records(path, place)
-        return table_from_records(records, place, columns, row_locator(path))
+            return _plain_values(_parquet(path, place).read(columns=_parquet_columns(path, place, columns)))
+    return joined(stream_tables(path, place, columns, CHUNK_ROWS))
+
+
+def stream_tables(path: Path, place: str, columns: Sequence[str] | None, rows: int) -> Iterator[pa.Table]:
+    """Read a file a few rows at a time; arguments and errors as in `read_table`.
+
+    Yields:
+        Tables of at most `rows` rows in the order of the file, at least one. A column of JSON lines has the type of
+        the values in this table, which may be integers here and fractions there.
+    """
+    ending = file_format(path, place)
+    with _readable(path, place):
+        if ending in DELIMITERS:
+            yield from _delimited_tables(path, place, columns, DELIMITERS[ending], rows)
+        elif ending == ".jsonl":
+            yield from tables_from_records(_json_lines(path, place), place, columns, row_locator(path), rows)
+        elif ending == ".parquet":
+            kept = _parquet_columns(path, place, columns)
+            file = _parquet(path, place)
+            yield _plain_values(file.schema_arrow.empty_table().select(kept or file.schema_arrow.names))
+            for batch in file.iter_batches(rows, columns=kept):
+                yield _plain_values(pa.Table.from_batches([batch]))
+        else:
+            raise DataError("a JSON array cannot be streamed", where=place, fix="store one object a line in a .jsonl")
+
+
+@contextlib.contextmanager
+def _readable(path: Path, place: str) -> Iterator[None]:
+    """Turn what a damaged file raises into a DataError."""
+    try:
+        yield
     except UnicodeDecodeError:
         raise _encoding_error(path, place) from None
+    except pa.ArrowException as error:
+        raise DataError(f"not a readable parquet file: {error}", where=place, fix="write the file again") from error
     except _DAMAGED as error:
         raise DataError(f"cannot be read: {error}", where=place, fix="check that the file is complete") from error
 
@@ -92,104 +128,6 @@ def row_locator(path: Path) -> Locate:
     if ending == ".jsonl":
         return lambda row: f"line {_nth((number for number, _ in _numbered_lines(path)), row)}"
     return row_number
-
-
-def row_number(row: int) -> str:
-    """The place of a row in data without lines: rows count from 1."""
-    return f"row {row + 1}"
-
-
-def table_from_records(
-    records: Iterable[dict[str, Any]], place: str, columns: Sequence[str] | None, locate: Locate = row_number
-) -> pa.Table:
-    """Turn records into a table without bending any value.
-
-    Args:
-        records: One mapping from column to value per row; an absent column or NaN is null.
-        place: The start of error messages.
-        columns: Columns to keep where they exist; None keeps all.
-        locate: From row index to its place, for error messages.
-
-    Raises:
-        DataError: A column mixes types, or holds what Arrow cannot.
-    """
-    kinds: dict[str, str] = {}
-    chunks: list[pa.Table] = []
-    stream, start = iter(records), 0
-    while chunk := list(itertools.islice(stream, _CHUNK_ROWS)):
-        names = dict.fromkeys(itertools.chain.from_iterable(chunk))
-        kept = [name for name in names if columns is None or name in columns]
-        arrays, here = {}, _shifted(locate, start)
-        for name in kept:
-            values = [_plain(record.get(name)) for record in chunk]
-            _check_kind(name, values, kinds, place, here)
-            arrays[name] = _to_arrow(name, values, place, here)
-        if kept:
-            chunks.append(pa.table(arrays))
-        start += len(chunk)
-    return pa.concat_tables(chunks, promote_options="permissive") if chunks else pa.table({})
-
-
-def _shifted(locate: Locate, start: int) -> Locate:
-    return lambda row: locate(start + row)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's values as Python's, and NaN as None."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return None if isinstance(value, float) and value != value else value
-
-
-def _kind(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list | tuple):
-        inner = sorted({kind or "null" for kind in map(_kind, value)})
-        return f"a list of {' and '.join(inner)}" if inner else "a list"
-    return "an object" if isinstance(value, dict) else type(value).__name__
-
-
-def _check_kind(name: str, values: list[Any], kinds: dict[str, str], place: str, locate: Locate) -> None:
-    """Raise at the first value whose kind differs from the kind of those before it."""
-    types = set(map(type, values)) - {type(None)}
-    if len(types) == 1 and types <= {str, int, float, bool}:
-        kind = _kind(next(iter(types))())
-        if kind is not None and kinds.setdefault(name, kind) == kind:
-            return
-    for row, value in enumerate(values):
-        kind = _kind(value)
-        if kind is None:
-            continue
-        known = kinds.get(name)
-        if known is None or (known == "a list" and kind.startswith("a list")):
-            kinds[name] = kind
-        elif kind != known and not (kind == "a list" and known.startswith("a list")):
-            raise DataError(
-                f"column {name!r} is {kind}, but {known} in the rows before",
-                where=f"{place}, {locate(row)}",
-                fix="use one type throughout the column",
-            )
-
-
-def _to_arrow(name: str, values: list[Any], place: str, locate: Locate) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError):
-        for row, value in enumerate(values):
-            try:
-                pa.array([value])
-            except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError) as error:
-                raise DataError(
-                    f"column {name!r} holds a value that cannot be stored ({error})", where=f"{place}, {locate(row)}"
-                ) from None
-        raise
 
 
 def _open_binary(path: Path) -> IO[bytes]:
@@ -243,7 +181,10 @@ def _delimited_lines(path: Path, delimiter: str) -> Iterator[int]:
             previous = reader.line_num
 
 
-def _read_delimited(path: Path, place: str, columns: Sequence[str] | None, delimiter: str) -> pa.Table:
+def _delimited_tables(
+    path: Path, place: str, columns: Sequence[str] | None, delimiter: str, rows: int
+) -> Iterator[pa.Table]:
+    """An empty table, then the rows."""
     with _long_cells(), _open_text(path) as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         records = _strict_records(reader, place)
@@ -253,11 +194,10 @@ def _read_delimited(path: Path, place: str, columns: Sequence[str] | None, delim
         check_duplicates(header, place)
         kept = [(at, name) for at, name in enumerate(header) if columns is None or name in columns]
         schema = pa.schema([(name, pa.string()) for _, name in kept])
-        batches = []
-        while chunk := list(itertools.islice(_equal_width(records, header, place, delimiter), _CHUNK_ROWS)):
+        yield schema.empty_table()
+        while chunk := list(itertools.islice(_equal_width(records, header, place, delimiter), rows)):
             cells = list(zip(*chunk, strict=True))
-            batches.append(pa.record_batch([pa.array(cells[at], pa.string()) for at, _ in kept], schema=schema))
-    return pa.Table.from_batches(batches, schema)
+            yield pa.table([pa.array(cells[at], pa.string()) for at, _ in kept], schema=schema)
 
 
 def _strict_records(reader: Any, place: str) -> Iterator[tuple[int, list[str]]]:
@@ -355,19 +295,24 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _record(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
-            f"{_kind(value) or 'null'} where a record is wanted", where=place, fix='write {"column": value, ...}'
+            f"{kind_name(value) or 'null'} where a record is wanted", where=place, fix='write {"column": value, ...}'
         )
     return value
 
 
-def _read_parquet(path: Path, place: str, columns: Sequence[str] | None) -> pa.Table:
-    try:
-        file = pa.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        check_duplicates(names, place)
-        table = file.read(columns=None if columns is None else [name for name in names if name in columns])
-    except pa.ArrowException as error:
-        raise DataError(f"not a readable parquet file: {error}", where=place, fix="write the file again") from error
+def _parquet(path: Path, place: str) -> pa.parquet.ParquetFile:
+    file = pa.parquet.ParquetFile(path)
+    check_duplicates(file.schema_arrow.names, place)
+    return file
+
+
+def _parquet_columns(path: Path, place: str, columns: Sequence[str] | None) -> list[str] | None:
+    names = _parquet(path, place).schema_arrow.names
+    return None if columns is None else [name for name in names if name in columns]
+
+
+def _plain_values(table: pa.Table) -> pa.Table:
+    """The table with dictionary encoding undone."""
     for position, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             table = table.set_column(position, field.name, table.column(position).cast(field.type.value_type))

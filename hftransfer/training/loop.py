@@ -26,6 +26,7 @@ from hftransfer.training.fast_training import fast_training
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress, TrainingState
 from hftransfer.training.steps import EpochBatches, training_step
+from hftransfer.training.streaming import ChunkedBatches, Chunks
 from hftransfer.training.trackers import RunLog
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Training:
     task: Task
     train: Features
     validation: Features
+    chunks: Chunks | None = None
+    """Training rows that are streamed; `train` then holds the first of them."""
     _best: dict[str, torch.Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
@@ -69,10 +72,11 @@ class Training:
         assert self.recipe.evaluation.metric is not None
         self.folder, self.metric = Path(self.recipe.output_dir), self.recipe.evaluation.metric
         world_size = self.accelerator.num_processes
-        self.batches = EpochBatches(
-            self.train.lengths_N,
-            optim.per_device_train_batch_size * optim.gradient_accumulation_steps * world_size,
-            self.recipe.seed,
+        global_batch = optim.per_device_train_batch_size * optim.gradient_accumulation_steps * world_size
+        self.batches = (
+            EpochBatches(self.train.lengths_N, global_batch, self.recipe.seed)
+            if self.chunks is None
+            else ChunkedBatches(self.chunks, global_batch, self.recipe.seed)
         )
         assert optim.num_train_epochs is not None
         self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs
@@ -83,12 +87,12 @@ class Training:
         self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
         splits = (self.train, self.validation)
         distributed.check_support(self.accelerator, self.recipe, len(self.stages))
-        self.cache = BoundaryCache(
-            self.recipe, self.task, self.accelerator, {"train": self.train, "validation": self.validation}
-        )
+        held = {"validation": self.validation} | ({"train": self.train} if self.chunks is None else {})
+        self.cache = BoundaryCache(self.recipe, self.task, self.accelerator, held, self.chunks)
         self.cache_facts: dict[str, float] = {}
         self.engine_weights: dict[str, torch.Tensor] = {}
-        self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator)
+        rest = "" if self.chunks is None else self.chunks.stream.digest
+        self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator, rest)
 
     def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
         """The optimizer groups and the names of what learns in every stage.
@@ -114,8 +118,8 @@ class Training:
             "steps": self.progress.step,
             "best_step": self.progress.best_step,
             "metric": self.metric,
-            "train_examples": len(self.train),
-            "truncated_rows": self.train.truncated_rows,
+            "train_examples": len(self.train) if self.chunks is None else self.chunks.num_rows,
+            "truncated_rows": (self.chunks or self.train).truncated_rows,
             "trained_parameters": self.trained_count,
             "processes": self.accelerator.num_processes,
             "mixed_precision": str(self.accelerator.mixed_precision),

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
+from hftransfer.data.streaming import load_stream, stream_from_objects
 from hftransfer.errors import DataError, RecipeError, TrainingError
 from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
 from hftransfer.recipe import Recipe
@@ -14,6 +15,7 @@ from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.metrics import METRICS, did_you_mean
 from hftransfer.training.defaults import Origins, derive
+from hftransfer.training.streaming import Chunks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,11 +40,14 @@ def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator
 def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     """The splits from memory if any were passed, else from the recipe's files."""
     stratify = recipe.task.problem != "regression"
+    if recipe.data.streaming and train is not None:
+        return stream_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify)
     if train is not None:
         return splits_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify)
     if validation is not None or test is not None:
         raise DataError("validation or test data without training data", where="finetune", fix="pass train as well")
-    return load_splits(recipe.data, seed=recipe.seed, stratify=stratify)
+    load = load_stream if recipe.data.streaming else load_splits
+    return load(recipe.data, seed=recipe.seed, stratify=stratify)
 
 
 def derive_metric(recipe: Recipe, origins: Origins, labels: Labels, default: str) -> Recipe:
@@ -125,6 +130,17 @@ def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recip
         for name, dataset in found.items()
         if dataset is not None
     }
+
+
+def chunks_of(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recipe) -> Chunks | None:
+    """The training rows chunk by chunk, if they are streamed."""
+    max_length = recipe.data.max_length
+    assert max_length is not None
+    if splits.stream is None:
+        return None
+    return Chunks(
+        splits.stream, lambda part: task.encode(part, loaded.tokenizer, max_length), recipe.data.chunk_examples
+    )
 
 
 def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:

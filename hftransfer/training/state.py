@@ -54,14 +54,24 @@ class Progress:
 
 
 class TrainingState:
-    """Saves and finds the checkpoints of one run; the main process writes, every process reads."""
+    """Saves and finds the checkpoints of one run; the main process writes, every process reads.
 
-    def __init__(self, folder: Path, recipe: Recipe, features: Sequence[Features], accelerator: Accelerator) -> None:
+    Args:
+        folder: Where they are.
+        recipe: The recipe.
+        features: The data, to recognise them by.
+        accelerator: Its processes save together.
+        rest: A hash of data that are not among the features, because they are streamed.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, features: Sequence[Features], accelerator: Accelerator, rest: str = ""
+    ) -> None:
         self.folder, self.recipe, self.accelerator = folder, recipe, accelerator
         # The number of processes decides the global batch, and with it what a step is.
         self.identity: dict[str, Any] = {
             "recipe": recipe_hash(recipe),
-            "data": data_hash(features),
+            "data": data_hash(features) + rest,
             "number of processes": accelerator.num_processes,
         }
         self._resumed_from: Path | None = None

@@ -226,3 +226,13 @@ def test_processes_write_at_once(tmp_path: Path) -> None:
     space = StateStore(tmp_path).space(KEY)
     assert States(space.shards(), wanted, 4).found_N.all()
     assert space.num_rows() == 30
+
+
+def test_what_was_used_lately_is_not_removed_where_that_is_asked_for(tmp_path: Path) -> None:
+    spaces = [StateStore(tmp_path).space({**KEY, "boundary": boundary}) for boundary in range(3)]
+    for age, space in enumerate(spaces):
+        write(space, *rows_of([100]))
+        os.utime(space.folder / "key.json", (1000 + age, 1000 + age))
+    store = StateStore(tmp_path, max_bytes=3 * spaces[0].used_bytes(), keep_since=1001.0)
+    store.make_room(10**9, keep=spaces[2])
+    assert [space.folder.exists() for space in spaces] == [False, True, True]

@@ -122,3 +122,14 @@ def test_token_budget_fills_the_batches():
 def test_sizes_below_one_are_errors(arguments):
     with pytest.raises(ValueError, match="at least 1"):
         training_batches([1, 2], seed=0, epoch=0, **arguments)
+
+
+def test_chunks_of_a_stream_have_orders_of_their_own_and_the_first_that_of_no_stream():
+    lengths = np.arange(40) % 7 + 1
+    orders = [
+        np.concatenate(training_batches(lengths, global_batch_size=4, seed=1, epoch=2, chunk=chunk)).tolist()
+        for chunk in (0, 1, 2)
+    ]
+    assert orders[0] == np.concatenate(training_batches(lengths, global_batch_size=4, seed=1, epoch=2)).tolist()
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(40)) for order in orders)

@@ -174,7 +174,7 @@ def test_parquet_twins_and_categories(tmp_path):
 
 
 def test_types_are_followed_over_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_CHUNK_ROWS", 2)
+    monkeypatch.setattr(readers, "CHUNK_ROWS", 2)
     good = [{"score": 1, "tags": []}, {"score": 2, "tags": []}, {"score": 2.5, "tags": ["x"]}]
     path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, good)))
     assert read_table(path, "here").to_pylist() == good

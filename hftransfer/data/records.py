@@ -1,0 +1,131 @@
+"""From records (mappings from column to value) to Arrow tables, without bending any value."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hftransfer.errors import DataError
+
+Locate = Callable[[int], str]
+
+CHUNK_ROWS = 65_536
+"""Rows that are turned into a table at once where all rows are read."""
+
+
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of several, each column in the widest of its types."""
+    return pa.concat_tables(list(tables), promote_options="permissive")
+
+
+def row_number(row: int) -> str:
+    """The place of a row in data without lines: rows count from 1."""
+    return f"row {row + 1}"
+
+
+def table_from_records(
+    records: Iterable[dict[str, Any]], place: str, columns: Sequence[str] | None, locate: Locate = row_number
+) -> pa.Table:
+    """All of `tables_from_records` in one table."""
+    return joined(tables_from_records(records, place, columns, locate, CHUNK_ROWS))
+
+
+def tables_from_records(
+    records: Iterable[dict[str, Any]], place: str, columns: Sequence[str] | None, locate: Locate, rows: int
+) -> Iterator[pa.Table]:
+    """Turn records into tables without bending any value.
+
+    Args:
+        records: One mapping from column to value per row; an absent column or NaN is null.
+        place: The start of error messages.
+        columns: Columns to keep where they exist; None keeps all.
+        locate: From row index to its place, for error messages.
+        rows: Rows per table.
+
+    Yields:
+        An empty table, then the records.
+
+    Raises:
+        DataError: A column mixes types, or holds what Arrow cannot.
+    """
+    kinds: dict[str, str] = {}
+    yield pa.table({})
+    stream, start = iter(records), 0
+    while chunk := list(itertools.islice(stream, rows)):
+        names = dict.fromkeys(itertools.chain.from_iterable(chunk))
+        kept = [name for name in names if columns is None or name in columns]
+        arrays, here = {}, _shifted(locate, start)
+        for name in kept:
+            values = [_plain(record.get(name)) for record in chunk]
+            _check_kind(name, values, kinds, place, here)
+            arrays[name] = _to_arrow(name, values, place, here)
+        if kept:
+            yield pa.table(arrays)
+        start += len(chunk)
+
+
+def _shifted(locate: Locate, start: int) -> Locate:
+    return lambda row: locate(start + row)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's values as Python's, and NaN as None."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return None if isinstance(value, float) and value != value else value
+
+
+def kind_name(value: Any) -> str | None:
+    """What a user would call the type of a value; None for null."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        inner = sorted({kind or "null" for kind in map(kind_name, value)})
+        return f"a list of {' and '.join(inner)}" if inner else "a list"
+    return "an object" if isinstance(value, dict) else type(value).__name__
+
+
+def _check_kind(name: str, values: list[Any], kinds: dict[str, str], place: str, locate: Locate) -> None:
+    """Raise at the first value whose kind differs from the kind of those before it."""
+    types = set(map(type, values)) - {type(None)}
+    if len(types) == 1 and types <= {str, int, float, bool}:
+        kind = kind_name(next(iter(types))())
+        if kind is not None and kinds.setdefault(name, kind) == kind:
+            return
+    for row, value in enumerate(values):
+        kind = kind_name(value)
+        if kind is None:
+            continue
+        known = kinds.get(name)
+        if known is None or (known == "a list" and kind.startswith("a list")):
+            kinds[name] = kind
+        elif kind != known and not (kind == "a list" and known.startswith("a list")):
+            raise DataError(
+                f"column {name!r} is {kind}, but {known} in the rows before",
+                where=f"{place}, {locate(row)}",
+                fix="use one type throughout the column",
+            )
+
+
+def _to_arrow(name: str, values: list[Any], place: str, locate: Locate) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError):
+        for row, value in enumerate(values):
+            try:
+                pa.array([value])
+            except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"column {name!r} holds a value that cannot be stored ({error})", where=f"{place}, {locate(row)}"
+                ) from None
+        raise
