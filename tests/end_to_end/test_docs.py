@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +39,17 @@ def test_python_blocks_run(page: Path, sample_folder: Path) -> None:
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_table_of_a_billion_examples_is_the_computed_one(sample_folder: Path) -> None:
+    page = ROOT / "docs" / "scaling.md"
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), names)
+    assert len(names["table"]) >= 3
+    for run, (hours, gigabytes, terabytes) in names["table"].items():
+        row = f"| {run} | {hours:.1f} | {gigabytes:.1f} | {terabytes:.1f} |".replace(" 0.0 |", " 0 |")
+        assert row in page.read_text(encoding="utf-8"), row
 
 
 def test_readme_shows_an_api_of_five_lines() -> None:
