@@ -28,15 +28,15 @@ from hftransfer.advise.cost import (
     shape_of,
     training_operations,
 )
-from hftransfer.caching.boundary import CannotSplitError, Replay, capture, find_tap, reduce_inputs
+from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap, reduce_inputs
+from hftransfer.caching.cache import MAX_BATCH_TOKENS, MAX_GPU_BATCH_TOKENS
+from hftransfer.strategies.casting import frozen_weights_cast
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 
 if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
     from hftransfer.strategies import Strategy
 
-# Tokens of the batches in which frozen blocks are computed and validation data are scored.
-FORWARD_TOKENS = 8192
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,43 +58,45 @@ def measure_rates(
     tokens = max(1, round(texts.tokens))
     length = Texts(1, float(tokens), float(tokens) ** 2)
     autocast = torch.autocast(device.type, dtype=PRECISIONS.get(precision), enabled=precision in PRECISIONS)
-    many = max(setting.batch_size, FORWARD_TOKENS // tokens)
-    with torch.random.fork_rng(), autocast:
+    cached = setting.cached and plan.boundary > 1
+    tap = find_tap(model, plan.boundary) if cached else None
+    # The batches in which frozen blocks are encoded.
+    many = max(1, (MAX_BATCH_TOKENS if device.type == "cpu" else MAX_GPU_BATCH_TOKENS) // tokens)
+    with torch.random.fork_rng(), autocast, frozen_weights_cast(model, PRECISIONS.get(precision)):
         was_training = model.training
         model.eval()
         batch = _random_batch(model, many, tokens)
         with torch.no_grad():
-            forward = _mean_seconds(lambda: model(**batch), device, seconds)
+            forward = _mean_seconds(
+                lambda: model(**batch) if tap is None else capture(model, [tap], batch), device, seconds
+            )
         model.train(was_training)
-        training, updating = _time_step(model, plan, setting, _random_batch(model, setting.batch_size, tokens), seconds)
-    cached = setting.cached and plan.boundary > 1
+        training, updating = _time_step(model, tap, _random_batch(model, setting.batch_size, tokens), seconds)
     operations = training_operations(shape, length, plan, cached=cached, recompute=setting.recompute)
     return Rates(
-        forward=many * forward_operations(shape, length, shape.blocks) / forward,
+        forward=many
+        * forward_operations(shape, length, plan.frozen_blocks(shape) if cached else shape.blocks)
+        / forward,
         training=setting.batch_size * operations / training,
         updates=plan.learned / updating,
     )
 
 
 def _time_step(
-    model: nn.Module, plan: Plan, setting: Setting, batch: dict[str, torch.Tensor], seconds: float
+    model: nn.Module, tap: Tap | None, batch: dict[str, torch.Tensor], seconds: float
 ) -> tuple[float, float]:
     """Seconds of a forward and backward pass, from cached states where the stage has them, and of an update."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = learned[0].device
     with ExitStack() as stack:
-        if setting.cached and plan.boundary > 1:
-            try:
-                tap = find_tap(model, plan.boundary)
-                states = capture(model, [tap], batch)[tap.boundary].float()
-                replay = stack.enter_context(Replay(model, tap))
-                # Learns the form of what resting blocks put out.
-                with torch.no_grad():
-                    model(**batch)
-                replay.feed(states)
-                batch = reduce_inputs(batch, tap.head_input)
-            except CannotSplitError:
-                stack.close()
+        if tap is not None:
+            states = capture(model, [tap], batch)[tap.boundary].float()
+            replay = stack.enter_context(Replay(model, tap))
+            with torch.no_grad():
+                # Replay learns the form of what resting blocks put out.
+                model(**batch)
+            replay.feed(states)
+            batch = reduce_inputs(batch, tap.head_input)
 
         def step() -> None:
             output: Any = model(**batch)
@@ -189,13 +191,22 @@ def predict_cost(
     )
     stages = strategy.stages(anatomy)
     plans = _exact(plan_stages(stages, shape), strategy, model, stages)
-    setting = replace(setting, cached=caches(plans, setting))
+    setting = replace(setting, cached=caches(plans, setting) and _can_be_cut(model, plans))
     rates = []
     for stage, plan in zip(stages, plans, strict=True):
         strategy.enter_stage(model, stage)
         rates.append(measure_rates(model, shape, plan, train, setting, precision=precision, seconds=seconds))
     strategy.enter_stage(model, stages[0])
     return estimate(shape, plans, train, validation, setting, rates)
+
+
+def _can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:
+    """Whether the model runs from states at the first boundary that is worth it."""
+    try:
+        find_tap(model, next(plan.boundary for plan in plans if plan.boundary > 1))
+    except CannotSplitError:
+        return False
+    return True
 
 
 def _exact(plans: Sequence[Plan], strategy: Strategy, model: nn.Module, stages: Sequence[Any]) -> list[Plan]:

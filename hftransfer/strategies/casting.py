@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 PRODUCTS = (nn.Linear, Conv1D)
 # A PEFT layer with this (DoRA) reads the weight itself, in full precision.
 READS_WEIGHT = "lora_magnitude_vector"
+# Attribute of a cast parameter with its own values.
+ORIGINAL = "_hftransfer_original"
+
+
+def own_values(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values without what `frozen_weights_cast` made of them: what is to be kept or saved."""
+    found: torch.Tensor = getattr(parameter, ORIGINAL, parameter)
+    return found.detach()
 
 
 def castable_modules(model: nn.Module) -> list[nn.Module]:
@@ -73,9 +81,11 @@ def frozen_weights_cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and id(parameter) not in originals:
                 originals[id(parameter)] = (parameter, parameter.data)
+                setattr(parameter, ORIGINAL, parameter.data)
                 parameter.data = parameter.data.to(dtype)
     try:
         yield len(modules)
     finally:
         for parameter, data in originals.values():
             parameter.data = data
+            delattr(parameter, ORIGINAL)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hftransfer.errors import TrainingError
+from hftransfer.strategies.casting import own_values
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ def prepare(accelerator: Accelerator, recipe: Recipe, model: nn.Module, optimize
         # Together: the optimizer's parameters are replaced by their shards.
         sharded, wrapped = accelerator.prepare(model, optimizer)
         return sharded, wrapped
-    # A sharded model stays so in later stages, and the optimizer was built on its shards.
+    if is_sharded(model):
+        # It stays so in later stages, and the optimizer was built on its shards: Accelerate takes it as it is.
+        model.__dict__["_is_accelerate_prepared"] = True
     return accelerator.prepare_model(model), accelerator.prepare_optimizer(optimizer)
 
 
@@ -153,7 +156,7 @@ def release(model: nn.Module) -> None:
 def copy_weights(model: nn.Module, names: Collection[str]) -> Weights:
     """A copy of the named parameters on the CPU; of a sharded model, this process's shards."""
     parameters = dict(model.named_parameters())
-    return {name: _local(parameters[name]).cpu().clone() for name in names}
+    return {name: _local(own_values(parameters[name])).cpu().clone() for name in names}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 
 from hftransfer.errors import TrainingError
 from hftransfer.recipe import Recipe
+from hftransfer.strategies.casting import frozen_weights_cast
 from hftransfer.training import distributed
 from tests.tiny_models import tiny_classifier
 
@@ -99,6 +100,17 @@ def test_weights_are_copied_not_shared():
     assert torch.equal(before["weight"], expected)
     distributed.restore(model, before)
     assert torch.equal(model.weight, expected)
+
+
+def test_what_a_later_stage_will_train_is_kept_in_full_while_it_is_frozen_and_cast():
+    model = tiny_classifier("bert").requires_grad_(False)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    expected = model.get_parameter(name).detach().clone()
+    with frozen_weights_cast(model, torch.bfloat16):
+        assert model.get_parameter(name).dtype == torch.bfloat16
+        kept = distributed.copy_weights(model, [name])
+    assert torch.equal(kept[name], expected)
+    assert torch.equal(distributed.copy_weights(model, [name])[name], expected)
 
 
 def test_weights_that_an_engine_put_together_become_the_model():
