@@ -16,9 +16,9 @@ from hftransfer.recipe import Recipe
 from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
 from hftransfer.strategies import build_strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.tasks.registry import build_task, saved_settings
 from hftransfer.training import prepare, summary
-from hftransfer.training.defaults import derive, resolve
+from hftransfer.training.defaults import resolve
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
@@ -58,9 +58,8 @@ def finetune(
     check_output_folder(recipe)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
-    task = TextClassificationTask.from_data(recipe.task, recipe.data, splits.train)
-    recipe = derive(recipe, known, "task", "problem", task.labels.problem, "the label column")
-    recipe = prepare.derive_metric(recipe, known, task.labels, task.default_metric)
+    task = build_task(recipe.task, recipe.data, splits.train)
+    recipe = prepare.derive_task(recipe, known, task)
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
@@ -94,7 +93,7 @@ def _leave_behind(
     started = time.perf_counter()
     scores = {}
     for split in [name for name in ("validation", "test") if name in features]:
-        predictions_NP = predict(
+        predictions = predict(
             model,
             task,
             PlainInputs(task, features[split]),
@@ -102,10 +101,14 @@ def _leave_behind(
             accelerator=training.accelerator,
         )
         if split == "validation":
-            task.calibrate(predictions_NP, features[split])
-        scores[split] = task.score(predictions_NP, features[split])
+            task.calibrate(predictions, features[split])
+        scores[split] = task.score(predictions, features[split])
     if training.accelerator.is_main_process:
-        config = {**task.saved_config(), "hftransfer_max_length": training.recipe.data.max_length}
+        config = {
+            **task.saved_config(),
+            **saved_settings(training.recipe.task),
+            "hftransfer_max_length": training.recipe.data.max_length,
+        }
         save_model(
             model,
             loaded.tokenizer,

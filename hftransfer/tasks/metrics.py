@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     ),
     "multi_label": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "roc_auc", "average_precision"),
     "regression": ("pearson", "spearman", "mse", "r2"),
+    "multiple_choice": ("accuracy",),
 }
 """The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""
 
@@ -213,6 +214,30 @@ def regression_metrics(targets_N: Array, predictions_N: Array) -> dict[str, floa
             "mse": float(np.mean((targets_N - predictions_N) ** 2)),
             "r2": float(r2_score(targets_N, predictions_N)),
         }
+
+
+def multiple_choice_metrics(labels_N: Array, logits: Iterable[Array]) -> dict[str, float]:
+    """Score a problem in which each example has one right choice among its own.
+
+    Args:
+        labels_N: The number of the right choice, from 0.
+        logits: For each example the logit of every choice.
+
+    Returns:
+        The scores of `METRICS["multiple_choice"]`, where the first of equally good choices counts, and `chance`, the
+        accuracy of guessing.
+
+    Raises:
+        DataError: If a number is not finite, or there is no example.
+    """
+    checked = [_as_scores(row_C, "predictions") for row_C in logits]
+    if not checked:
+        raise DataError("no examples to score", where="predictions")
+    hits = [int(row_C.argmax()) == label for row_C, label in zip(checked, labels_N, strict=True)]
+    return {
+        "accuracy": float(np.mean(hits)),
+        "chance": float(np.mean([1 / len(row_C) for row_C in checked])),
+    }
 
 
 def tune_thresholds(labels_NC: Array, probabilities_NC: Array) -> NDArray[np.float64]:

@@ -11,8 +11,7 @@ from hftransfer.models.load import LoadedModel, load_model, max_input_length, po
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.labels import Labels
-from hftransfer.tasks.metrics import METRICS, did_you_mean
+from hftransfer.tasks.metrics import did_you_mean
 from hftransfer.training.defaults import Origins, derive
 
 if TYPE_CHECKING:
@@ -37,27 +36,28 @@ def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator
 
 def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     """The splits from memory if any were passed, else from the recipe's files."""
-    stratify = recipe.task.problem != "regression"
+    task, stratify = recipe.task, recipe.task.has_classes
     if train is not None:
-        return splits_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify)
+        return splits_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify, task=task)
     if validation is not None or test is not None:
         raise DataError("validation or test data without training data", where="finetune", fix="pass train as well")
-    return load_splits(recipe.data, seed=recipe.seed, stratify=stratify)
+    return load_splits(recipe.data, seed=recipe.seed, stratify=stratify, task=task)
 
 
-def derive_metric(recipe: Recipe, origins: Origins, labels: Labels, default: str) -> Recipe:
-    """Choose the metric that picks the best model, or check the one that was asked for.
+def derive_task(recipe: Recipe, origins: Origins, task: Task) -> Recipe:
+    """Note what the data decided of the task, and choose or check the metric that picks the best model.
 
     Raises:
-        RecipeError: If the problem has no such metric.
+        RecipeError: If the task has no such metric.
     """
-    metric, problem = recipe.evaluation.metric, labels.problem
+    for name, (value, reason) in task.derived().items():
+        recipe = derive(recipe, origins, "task", name, value, reason)
+    metric, what = recipe.evaluation.metric, getattr(recipe.task, "problem", recipe.task.type)
     if metric is None:
-        return derive(recipe, origins, "evaluation", "metric", default, f"the usual one for {problem}")
-    known = [*METRICS[problem], *(f"f1/{name}" for name in labels.names)]
-    if metric not in known:
+        return derive(recipe, origins, "evaluation", "metric", task.default_metric, f"the usual one for {what}")
+    if metric not in task.metrics:
         raise RecipeError(
-            f"no metric {metric!r} for {problem}", where="evaluation.metric", fix=did_you_mean(metric, known)
+            f"no metric {metric!r} for {what}", where="evaluation.metric", fix=did_you_mean(metric, task.metrics)
         )
     return recipe
 
@@ -67,7 +67,7 @@ def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: T
 
     One token sums up a text badly until the blocks have learned to make it do so (docs/decisions/0001-mean-pooling.md).
     """
-    if recipe.task.pooling != "auto":
+    if getattr(recipe.task, "pooling", None) != "auto":
         return recipe
     if not strategy.probes_head:
         return derive(recipe, origins, "task", "pooling", "own", "the blocks learn")
@@ -81,15 +81,17 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
 
     Raises:
         TrainingError: If the model overflows in this precision.
+        CheckpointError: If it cannot be read, or cannot do the task.
     """
     loaded = load_model(
         recipe.checkpoint,
         task.auto_class,
         config_overrides=task.config_overrides(),
-        pooling=recipe.task.pooling,
+        pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
+    task.attach(loaded.model, loaded.tokenizer)
     if precision == "fp16" and loaded.model.config.model_type == "t5":
         raise TrainingError(
             "T5 overflows to NaN in fp16", where=recipe.checkpoint, fix="launch with --mixed_precision bf16"
@@ -121,7 +123,7 @@ def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recip
     assert recipe.data.max_length is not None
     found = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
-        name: task.encode(dataset, loaded.tokenizer, recipe.data.max_length)
+        name: task.encode(dataset, loaded.tokenizer, recipe.data.max_length, training=name == "train")
         for name, dataset in found.items()
         if dataset is not None
     }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Shown whatever their origin; everything else only when somebody set it.
 ALWAYS_SHOWN = (
     "checkpoint",
+    "task.type",
     "task.problem",
     "task.pooling",
     "strategy.type",
