@@ -64,8 +64,9 @@ def finetune(
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
     loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
-    recipe = prepare.derive_max_length(recipe, known, loaded)
+    recipe = prepare.derive_max_length(recipe, known, loaded, task, splits.train)
     features = prepare.encode_splits(task, splits, loaded, recipe)
+    prepare.explain_max_length(recipe, known, features["train"])
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
     # The strategy decides what learns; the loop trains it, stage by stage.
     torch.manual_seed(recipe.seed)  # adapters are drawn from the global generator
@@ -87,11 +88,11 @@ def finetune(
 
 
 def _leave_behind(
-    run: Run, training: Training, model: nn.Module, task: Task, loaded: LoadedModel, features: Mapping[str, Features]
+    run: Run, training: Training, model: nn.Module, task: Task, loaded: LoadedModel, features: dict[str, Features]
 ) -> dict[str, dict[str, float]]:
     """Score the final model in full precision on validation and test data, and save it."""
     started = time.perf_counter()
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
     for split in [name for name in ("validation", "test") if name in features]:
         predictions = predict(
             model,
@@ -118,8 +119,7 @@ def _leave_behind(
             config=config,
         )
         facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        write_whole(
-            run.folder / METRICS_FILE, json.dumps(plain_numbers({**scores, "training": facts}), indent=1) + "\n"
-        )
+        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
+        write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
     training.accelerator.wait_for_everyone()
     return scores

@@ -31,7 +31,7 @@ OUTPUT_FORMATS = (".csv", ".jsonl", ".parquet")
 
 def predict(
     model: str | os.PathLike[str],
-    texts: list[str] | None = None,
+    texts: list[str] | list[list[str]] | None = None,
     *,
     data: Any = None,
     text: str = "text",
@@ -42,7 +42,7 @@ def predict(
 
     Args:
         model: A run, its folder or its model folder.
-        texts: The texts, or
+        texts: The texts (for a tagger also lists of words), or
         data: a Dataset, DataFrame or list of dicts with the columns that the task reads.
         text: The data's text column.
         text_pair: Its column with the second text of a pair.
@@ -59,7 +59,7 @@ def predict(
 
     if (texts is None) == (data is None):
         raise DataError("give either texts or data", where="predict")
-    if isinstance(texts, str) or not all(isinstance(one, str) for one in texts or ()):
+    if isinstance(texts, str) or not all(isinstance(one, str | list) for one in texts or ()):
         raise DataError("the texts are not a list of strings", where="predict")
     trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair))
     columns = list(trained.settings.input_columns(trained.data))

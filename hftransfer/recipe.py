@@ -37,17 +37,19 @@ class DataSection(Section):
     test_split: str = Field("test", description="Split of `name` to test on.")
     text: str = Field(
         "text",
-        description="Column with the text; in multiple choice with the premise, or several columns joined by commas.",
+        description="Column with the text. Token classification: lists of words, or raw text. Question answering: the "
+        "question. Multiple choice: the premise, or several columns joined by commas.",
     )
     text_pair: str | None = Field(
         None,
-        description="Column with the second text of a pair; in multiple choice with lists of choices, or one column "
-        "per choice, joined by commas.",
+        description="Column with the second text of a pair. Question answering: the context. Multiple choice: lists of "
+        "choices, or one column per choice, joined by commas.",
     )
     label: str = Field(
         "label",
-        description="Column with the label (a string, an integer, a number or a list of labels); in multiple choice "
-        "the number of the right choice, from 0.",
+        description="Column with the label (a string, an integer, a number or a list of labels). Token classification: "
+        "a tag per word, or spans of raw text as {start, end, label}. Question answering: {text, answer_start}. "
+        "Multiple choice: the number of the right choice, from 0.",
     )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
@@ -55,8 +57,9 @@ class DataSection(Section):
     max_length: PositiveInt | None = Field(None, description="Longest input in tokens; derived from data and model.")
 
 
-ColumnKind = Literal["text", "texts", "label", "index"]
-"""What a column may hold: a text, a list of texts, a label of any kind, the number of a choice."""
+ColumnKind = Literal["text", "texts", "label", "index", "tags", "spans", "answers"]
+"""What a column may hold: a text, a list of texts (words, choices), a label of any kind, the number of a choice, a tag
+per word, marked stretches of a text, answers with their place in a text."""
 
 
 class TaskSection(Section):
@@ -80,6 +83,19 @@ class TaskSection(Section):
     def label_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
         """The column that the model learns from, with what it may hold; none for a task that learns from text alone."""
         return {data.label: self.label_kinds} if self.label_kinds else {}
+
+
+class WindowedTask(TaskSection):
+    """Base of the tasks that can read an input longer than max_length in several windows; its settings count once."""
+
+    long_inputs: Literal["windows", "head"] | None = Field(
+        None,
+        description="What is read of inputs longer than max_length: all, in overlapping windows (the default), or the "
+        "head.",
+    )
+    stride: int | None = Field(
+        None, ge=0, description="Tokens that neighbouring windows share; a quarter of max_length when absent."
+    )
 
 
 class TextClassification(TaskSection):
@@ -107,6 +123,21 @@ class TextClassification(TaskSection):
         return self.problem != "regression"
 
 
+class TokenClassification(WindowedTask):
+    """A tag for every word, or entities as tags with prefixes (BIO, BIOES); words or raw text with marked spans."""
+
+    text_kinds: ClassVar[tuple[ColumnKind, ...]] = ("texts", "text")
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("tags", "spans")
+    type: Literal["token_classification"] = Field("token_classification", description="Name of the task.")
+
+
+class QuestionAnswering(WindowedTask):
+    """The stretch of a context that answers a question, or that there is none."""
+
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("answers",)
+    type: Literal["question_answering"] = Field("question_answering", description="Name of the task.")
+
+
 class MultipleChoice(TaskSection):
     """Which of 2 to 8 choices goes with a premise; every example may have another number of them."""
 
@@ -126,7 +157,9 @@ def listed_columns(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-TaskSettings = Annotated[TextClassification | MultipleChoice, Field(discriminator="type")]
+TaskSettings = Annotated[
+    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice, Field(discriminator="type")
+]
 
 
 class StrategySection(Section):

@@ -29,6 +29,28 @@ def is_text_list(kind: pa.DataType) -> bool:
     return is_list(kind) and is_text(kind.value_type)
 
 
+def _is_tags(kind: pa.DataType) -> bool:
+    return is_list(kind) and (is_text(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _is_spans(kind: pa.DataType) -> bool:
+    """Lists of {start, end, label}; or lists without a single entry, whose type Arrow cannot know."""
+    if not is_list(kind):
+        return False
+    inner = kind.value_type
+    return pa.types.is_null(inner) or (pa.types.is_struct(inner) and _has(inner, "start", "end", "label"))
+
+
+def _is_answers(kind: pa.DataType) -> bool:
+    """{text, answer_start}, each one value or a list; or a list of such records."""
+    inner = kind.value_type if is_list(kind) else kind
+    return pa.types.is_struct(inner) and _has(inner, "text", "answer_start")
+
+
+def _has(struct: pa.StructType, *names: str) -> bool:
+    return set(names) <= {field.name for field in struct}
+
+
 def refuse_rows(mask: Any, what: str, where: str, locate: Locate, fix: str = "correct or remove the row") -> None:
     """Raise at the first row where the mask holds, saying in how many rows it does."""
     row = pc.index(mask, pa.scalar(True)).as_py()
@@ -80,6 +102,17 @@ def _check_texts(column: pa.Array, name: str, where: str, locate: Locate) -> Non
     _check_text(values, name, where, place)
 
 
+def _check_tags(column: pa.Array, name: str, where: str, locate: Locate) -> None:
+    place = _through(pc.list_parent_indices(column), locate)
+    refuse_rows(pc.is_null(pc.list_flatten(column)), f"a null among the tags in column {name!r}", where, place)
+
+
+def _check_records(column: pa.Array, name: str, where: str, locate: Locate) -> None:
+    if is_list(column.type):
+        place = _through(pc.list_parent_indices(column), locate)
+        refuse_rows(pc.is_null(pc.list_flatten(column)), f"a null in column {name!r}", where, place)
+
+
 def _check_index(column: pa.Array, name: str, where: str, locate: Locate) -> None:
     refuse_rows(pc.less(column, 0), f"a negative number in column {name!r}", where, locate)
 
@@ -108,15 +141,35 @@ def _through(parents: pa.Array, locate: Locate) -> Callable[[int], str]:
     return lambda entry: locate(parents[entry].as_py())
 
 
-_SHORT: dict[ColumnKind, str] = {"text": "text", "texts": "texts", "index": "number"}
-_MEANINGS: dict[ColumnKind, str] = {"text": "text", "texts": "lists of texts", "index": "whole numbers"}
+_SHORT: dict[ColumnKind, str] = {
+    "text": "text",
+    "texts": "texts",
+    "index": "number",
+    "tags": "tags",
+    "spans": "spans",
+    "answers": "answers",
+}
+_MEANINGS: dict[ColumnKind, str] = {
+    "text": "text",
+    "texts": "lists of texts",
+    "index": "whole numbers",
+    "tags": "lists of tags",
+    "spans": "lists of {start, end, label}",
+    "answers": "{text, answer_start}",
+}
 _FITS: dict[ColumnKind, Callable[[pa.DataType], bool]] = {
     "text": is_text,
     "texts": is_text_list,
     "index": pa.types.is_integer,
+    "tags": _is_tags,
+    "spans": _is_spans,
+    "answers": _is_answers,
 }
 _CHECKS: dict[ColumnKind, Callable[[pa.Array, str, str, Locate], None]] = {
     "text": _check_text,
     "texts": _check_texts,
     "index": _check_index,
+    "tags": _check_tags,
+    "spans": _check_records,
+    "answers": _check_records,
 }

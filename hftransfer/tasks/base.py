@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that the loss leaves out, as in transformers."""
 
-NOT_FOR_THE_MODEL = ("labels", "row_sizes")
-"""What of a batch the task alone reads: the labels, and how many sequences each row has."""
+NOT_FOR_THE_MODEL = ("labels", "row_sizes", "places")
+"""What of a batch the task alone reads: labels, the number of sequences of each row, the tokens that are tagged."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Features:
         labels: One entry per row: an array of N rows, or `Ragged` for labels per token or a text of its own length;
             None for data without labels.
         example_N: The example that each row comes from, ascending (several rows may come from one).
-        truncated_rows: How many rows lost tokens to max_length.
+        truncated_rows: How many rows (or examples, where one has several) lost tokens to max_length.
         truncated_tokens: How many tokens were lost.
         gold_labels: How many labels (entities, tags, answers) the examples have, where max_length can hide some.
         lost_labels: How many of them lie beyond what the model sees. They are scored as missed.
@@ -98,6 +98,17 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.lengths_N)
+
+    @property
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """Tokens of everything that the model reads at once; a row may be several sequences."""
+        sequences: Features = self.extra.get("sequences", self)
+        return sequences.lengths_N
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples the rows come from."""
+        return int(self.example_N[-1]) + 1 if len(self.example_N) else 0
 
 
 Predictions: TypeAlias = NDArray[Any] | list[NDArray[Any]]
@@ -190,7 +201,7 @@ class Task(ABC):
     def collate(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> dict[str, torch.Tensor]:
         """The padded batch of these rows: (B, T) inputs, and `labels` where there are any.
 
-        `labels` and `row_sizes` are not given to the model: the task computes the loss.
+        What `NOT_FOR_THE_MODEL` names is not given to the model: the task computes the loss.
 
         Args:
             features: Encoded rows.

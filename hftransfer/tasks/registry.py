@@ -10,12 +10,17 @@ from hftransfer.errors import CheckpointError
 from hftransfer.recipe import DataSection, TaskSection, TaskSettings
 from hftransfer.tasks.base import Task
 from hftransfer.tasks.multiple_choice import MultipleChoiceTask
+from hftransfer.tasks.question_answering import QuestionAnsweringTask
 from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.tasks.token_classification import TokenClassificationTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TASKS: dict[str, type[Task]] = {task.type: task for task in (TextClassificationTask, MultipleChoiceTask)}
+TASKS: dict[str, type[Task]] = {
+    task.type: task
+    for task in (TextClassificationTask, TokenClassificationTask, QuestionAnsweringTask, MultipleChoiceTask)
+}
 
 SAVED_SETTINGS = "hftransfer_task"
 """Entry of a trained model's config with the settings of its task."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.errors import DataError, RecipeError, TrainingError
 from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
@@ -16,9 +18,13 @@ from hftransfer.training.defaults import Origins, derive
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from datasets import Dataset
 
-# A model without a length limit of its own is given at most this many tokens unless the recipe says more.
+# A limit up to this is taken as it is. Above it, or without one, the training inputs decide: as many tokens as hold
+# this share of a sample of them, in steps, at most so many.
 DEFAULT_MAX_LENGTH = 512
+COVERED_SHARE, SAMPLED_EXAMPLES = 0.99, 5000
+LENGTH_STEP, LONGEST_DERIVED = 64, 4096
 
 
 def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator) -> Recipe:
@@ -99,23 +105,47 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
     return loaded
 
 
-def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel) -> Recipe:
-    """The model's limit, unless the recipe says less.
+def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel, task: Task, train: Dataset) -> Recipe:
+    """The model's limit; where that is high or absent, what holds nearly all of the training inputs.
+
+    Batches are padded to their longest row, so a limit that no input reaches costs nothing.
 
     Raises:
         RecipeError: If the recipe asks for more than the model has positions.
     """
     limit, wanted = max_input_length(loaded.model, loaded.tokenizer), recipe.data.max_length
-    if wanted is None:
-        reason = "no limit of the model, so the usual one" if limit is None else "the model's limit"
-        return derive(recipe, origins, "data", "max_length", limit or DEFAULT_MAX_LENGTH, reason)
-    if limit is not None and wanted > limit:
-        raise RecipeError(
-            f"{wanted} tokens asked for, but the model takes {limit}",
-            where="data.max_length",
-            fix=f"set at most {limit}",
-        )
-    return recipe
+    if wanted is not None:
+        if limit is not None and wanted > limit:
+            raise RecipeError(
+                f"{wanted} tokens asked for, but the model takes {limit}",
+                where="data.max_length",
+                fix=f"set at most {limit}",
+            )
+        return recipe
+    if limit is not None and limit <= DEFAULT_MAX_LENGTH:
+        return derive(recipe, origins, "data", "max_length", limit, "the model's limit")
+    most = min(limit or LONGEST_DERIVED, LONGEST_DERIVED)
+    sample = train.select(range(min(len(train), SAMPLED_EXAMPLES)))
+    lengths = task.encode(sample, loaded.tokenizer, most).sequence_lengths
+    covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
+    chosen = min(max(-(-covering // LENGTH_STEP) * LENGTH_STEP, DEFAULT_MAX_LENGTH), most)
+    takes = "sets no limit" if limit is None else f"takes {limit:,}"
+    reason = f"holds {(lengths <= chosen).mean():.1%} of the training inputs; the model {takes}"
+    return derive(recipe, origins, "data", "max_length", chosen, reason)
+
+
+def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> None:
+    """Add to the reason of a derived max_length what it means for the training inputs."""
+    reason = origins.get("data.max_length", "")
+    if not reason.startswith("derived"):
+        return
+    if train.truncated_rows:
+        found = f"{train.truncated_rows / train.num_examples:.1%} of the training examples are longer"
+    elif len(train) > train.num_examples:
+        found = "longer training examples are read in windows"
+    else:
+        found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
+    origins["data.max_length"] = f"{reason}; {found}"
 
 
 def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recipe) -> dict[str, Features]:
@@ -131,15 +161,37 @@ def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recip
 
 def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:
     """How much data there is, how long it is, and what max_length cuts off."""
-    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in features.items())
+    sizes = ", ".join(f"{name} {_size(rows)}" for name, rows in features.items())
     train = features["train"]
     mean, longest = train.lengths_N.mean(), train.lengths_N.max()
     lines = [f"Examples: {sizes}; training inputs have {mean:.0f} tokens on average, at most {longest}"]
     for name, rows in features.items():
-        if rows.truncated_rows:
-            share = rows.truncated_tokens / (rows.truncated_tokens + rows.lengths_N.sum())
+        if rows.truncated_rows or rows.lost_labels:
+            share = rows.truncated_tokens / max(rows.truncated_tokens + rows.lengths_N.sum(), 1)
+            gold = f", {rows.lost_labels:,} of {rows.gold_labels:,} labels out of sight" if rows.gold_labels else ""
             lines.append(
-                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows "
-                f"at {recipe.data.max_length} tokens, {share:.1%} of all tokens lost"
+                f"Truncated in {name}: {rows.truncated_rows:,} of {rows.num_examples:,} examples "
+                f"({rows.truncated_rows / rows.num_examples:.1%}) at {recipe.data.max_length} tokens, "
+                f"{share:.1%} of all tokens lost{gold}"
             )
     return lines
+
+
+def truncation_facts(features: dict[str, Features]) -> dict[str, dict[str, int]]:
+    """What max_length cuts off in every split, for metrics.json."""
+    return {
+        name: {
+            "examples": rows.num_examples,
+            "truncated_examples": rows.truncated_rows,
+            "tokens": int(rows.lengths_N.sum()) + rows.truncated_tokens,
+            "truncated_tokens": rows.truncated_tokens,
+            "gold_labels": rows.gold_labels,
+            "truncated_gold_labels": rows.lost_labels,
+        }
+        for name, rows in features.items()
+    }
+
+
+def _size(rows: Features) -> str:
+    windows = f" in {len(rows):,} windows" if len(rows) > rows.num_examples else ""
+    return f"{rows.num_examples:,}{windows}"
