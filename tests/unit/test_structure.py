@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def leaf_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
     leaves: set[tuple[str, str]] = set()
     for name, field in model.model_fields.items():
         below = models_in(field.annotation)
-        home = next(base for base in model.__mro__ if name in base.__dict__.get("__annotations__", {}))
+        home = next(base for base in model.__mro__ if name in inspect.get_annotations(base))
         leaves |= set().union(*map(leaf_fields, below)) if below else {(home.__name__, name)}
     return leaves
 
