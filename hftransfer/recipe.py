@@ -88,17 +88,17 @@ class TaskSection(Section):
 class WindowedTask(TaskSection):
     """Base of the tasks that can read an input longer than max_length in several windows; its settings count once."""
 
-    long_inputs: Literal["windows", "head"] | None = Field(
+    long_inputs: Literal["windows", "head", "head_tail"] | None = Field(
         None,
-        description="What is read of inputs longer than max_length: all, in overlapping windows (the default), or the "
-        "head.",
+        description="What is read of inputs longer than max_length: all, in overlapping windows; the head; or, in text "
+        "classification, head and tail. Absent: the head in text classification, else windows.",
     )
     stride: int | None = Field(
         None, ge=0, description="Tokens that neighbouring windows share; a quarter of max_length when absent."
     )
 
 
-class TextClassification(TaskSection):
+class TextClassification(WindowedTask):
     """Single label, pairs, multi-label and regression are one task with a `problem` setting."""
 
     type: Literal["text_classification"] = Field("text_classification", description="Name of the task.")

@@ -23,7 +23,7 @@ from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import DataSection, QuestionAnswering
 from hftransfer.tasks import metrics, squad
 from hftransfer.tasks.base import Call, Features, Predictions, Task
-from hftransfer.tasks.windows import Windows, check_offsets, tokenize_windows
+from hftransfer.tasks.windows import Windows, check_tagging, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,8 +94,8 @@ class QuestionAnsweringTask(Task):
         return {THRESHOLD: self.threshold}
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer without offsets."""
-        check_offsets(tokenizer)
+        """Refuse a tokenizer without offsets, and a reading that leaves out the middle."""
+        check_tagging(self.settings, tokenizer)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False

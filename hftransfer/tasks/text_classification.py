@@ -6,6 +6,7 @@ Shape legend: N rows, B rows of a batch, C outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hftransfer.tasks.base import Call, Features, Predictions, Task
 from hftransfer.tasks.labels import Labels, column_names, infer_labels
 from hftransfer.tasks.losses import classification_loss, multi_label_loss, regression_loss
 from hftransfer.tasks.tokenization import tokenize
+from hftransfer.tasks.windows import Windows, check_offsets, head_and_tail, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,6 +105,13 @@ class TextClassificationTask(Task):
             return {}
         return {"label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
 
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a way of reading long texts that tokenizer or columns do not allow."""
+        if self.settings.long_inputs in ("windows", "head_tail"):
+            check_offsets(tokenizer)
+        if self.settings.long_inputs == "head_tail" and self.data.text_pair is not None:
+            raise RecipeError("is for single texts", where="task.long_inputs head_tail", fix="use windows for pairs")
+
     def initialise_head(self, model: PreTrainedModel, fresh_parameters: Sequence[str], features: Features) -> None:
         """Start a new output layer at the labels' base rate (log-odds) or the target's mean, and set the class weights.
 
@@ -144,13 +153,18 @@ class TextClassificationTask(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False
     ) -> Features:
-        """Tokenize the text column, or the pair of columns, one row per example."""
+        """Tokenize the text column, or the pair of columns: one row per example, or one per window."""
         self.pad_values = {"input_ids": tokenizer.pad_token_id or 0}
         labels = None
         if self.data.label in dataset.column_names:
             labels = self.labels.encode(column_names(dataset, self.data.label), f"column {self.data.label!r}")
+        texts = dataset[self.data.text][:]
         pairs = None if self.data.text_pair is None else dataset[self.data.text_pair][:]
-        return tokenize(tokenizer, dataset[self.data.text][:], pairs, max_length, labels)
+        if self.settings.long_inputs == "windows":
+            return _in_windows(tokenize_windows(tokenizer, texts, pairs, max_length, self.settings), labels)
+        if self.settings.long_inputs == "head_tail":
+            return _head_and_tail(tokenizer, texts, max_length, labels)
+        return tokenize(tokenizer, texts, pairs, max_length, labels)
 
     def weight(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> float:
         """The number of rows; with class weights on a single label, the sum of their weights."""
@@ -178,22 +192,21 @@ class TextClassificationTask(Task):
     def calibrate(self, predictions: Predictions, features: Features) -> None:
         """Multi-label: the threshold of each label that maximises its F1 on validation data."""
         if self.labels.problem == "multi_label" and self.settings.tune_thresholds and features.labels is not None:
-            assert isinstance(features.labels, np.ndarray)
-            self.thresholds_C = metrics.tune_thresholds(features.labels, expit(np.asarray(predictions)))
+            logits_NC, labels = _by_example(predictions, features)
+            self.thresholds_C = metrics.tune_thresholds(labels, expit(logits_NC))
 
     def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
         """All metrics of the problem."""
-        assert isinstance(features.labels, np.ndarray)
-        logits_NC = np.asarray(predictions)
+        logits_NC, labels = _by_example(predictions, features)
         if self.labels.problem == "regression":
-            return metrics.regression_metrics(features.labels, logits_NC[:, 0])
+            return metrics.regression_metrics(labels, logits_NC[:, 0])
         if self.labels.problem == "multi_label":
-            return metrics.multi_label_metrics(features.labels, expit(logits_NC), self.thresholds_C, self.labels.names)
-        return metrics.classification_metrics(features.labels, softmax(logits_NC, axis=-1), self.labels.names)
+            return metrics.multi_label_metrics(labels, expit(logits_NC), self.thresholds_C, self.labels.names)
+        return metrics.classification_metrics(labels, softmax(logits_NC, axis=-1), self.labels.names)
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per example the label (or labels, or value) and the probability of every label."""
-        logits_NC, names = np.asarray(predictions), self.labels.names
+        (logits_NC, _), names = _by_example(predictions, features), self.labels.names
         if self.labels.problem == "regression":
             return [{"prediction": float(value)} for value in logits_NC[:, 0]]
         if self.labels.problem == "multi_label":
@@ -207,3 +220,36 @@ class TextClassificationTask(Task):
             {"prediction": prediction, "probabilities": dict(zip(names, map(float, row), strict=True))}
             for prediction, row in zip(decided, probabilities_NC, strict=True)
         ]
+
+
+def _in_windows(windows: Windows, labels: NDArray[Any] | None) -> Features:
+    """A row per window, each with the label of its text."""
+    return Features(
+        columns=windows.columns,
+        offsets_N1=windows.offsets_N1,
+        labels=None if labels is None else labels[windows.example_N],
+        example_N=windows.example_N,
+        truncated_rows=windows.truncated_examples,
+        truncated_tokens=windows.truncated_tokens,
+    )
+
+
+def _head_and_tail(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, labels: NDArray[Any] | None
+) -> Features:
+    """A row per text, of its first and last tokens where it is longer."""
+    shortened, lost = head_and_tail(tokenizer, texts, max_length)
+    features = tokenize(tokenizer, shortened, None, max_length, labels)
+    cut = sum(before != after for before, after in zip(texts, shortened, strict=True))
+    return replace(features, truncated_rows=cut, truncated_tokens=features.truncated_tokens + lost)
+
+
+def _by_example(predictions: Predictions, features: Features) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The logits of every example, the mean over its windows, and its label (nothing of use without labels)."""
+    logits_NC = np.asarray(predictions)
+    labels = np.empty(0) if features.labels is None else np.asarray(features.labels)
+    if len(features) == features.num_examples:
+        return logits_NC, labels
+    first = np.unique(features.example_N, return_index=True)[1]
+    counts = np.diff([*first, len(features)])
+    return np.add.reduceat(logits_NC, first, axis=0) / counts[:, None], labels[first] if len(labels) else labels

@@ -33,7 +33,7 @@ from hftransfer.tasks.entities import (
     tag_words,
 )
 from hftransfer.tasks.labels import column_names, label_name
-from hftransfer.tasks.windows import SPECIAL, Windows, check_offsets, tokenize_windows
+from hftransfer.tasks.windows import SPECIAL, Windows, check_tagging, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,8 +107,8 @@ class TokenClassificationTask(Task):
         }
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer without offsets."""
-        check_offsets(tokenizer)
+        """Refuse a tokenizer without offsets, and a reading that leaves out the middle."""
+        check_tagging(self.settings, tokenizer)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False

@@ -55,6 +55,22 @@ class Windows:
         return slice(int(self.offsets_N1[number]), int(self.offsets_N1[number + 1]))
 
 
+HEAD_SHARE = 4
+"""Of head and tail the head is one part in so many, about as in arXiv:1905.05583, section 5.3.1 (128 of 510)."""
+
+
+def check_tagging(settings: WindowedTask, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what cannot say something of every place in a text.
+
+    Raises:
+        RecipeError: If the middle of long texts would be left out.
+        CheckpointError: If the tokenizer does not know places.
+    """
+    if settings.long_inputs == "head_tail":
+        raise RecipeError("is for text classification", where="task.long_inputs head_tail", fix="use windows or head")
+    check_offsets(tokenizer)
+
+
 def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that cannot say where in the text its tokens are.
 
@@ -156,6 +172,25 @@ class _Collected:
             truncated_examples=len(self.lost),
             truncated_tokens=self.lost.total(),
         )
+
+
+def head_and_tail(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[list[str], int]:
+    """The texts that fit, and of the others what the first and the last tokens of an input come from.
+
+    Returns:
+        The texts, and how many tokens were left out.
+    """
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=False)
+    head = room // HEAD_SHARE
+    found, lost = [], 0
+    for text in texts:
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        if len(spans) > room:
+            lost += len(spans) - room
+            # A cut at the edges of tokens; the space keeps the two parts from growing together.
+            text = f"{text[: spans[head - 1][1]] if head else ''} {text[spans[head - room][0] :]}".strip()
+        found.append(text)
+    return found, lost
 
 
 def _shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[str]:
