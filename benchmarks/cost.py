@@ -56,7 +56,7 @@ def predict_and_run(recipe, train, validation) -> Outcome:
     strategy = build_strategy(resolved.strategy)
     resolved = prepare.derive_pooling(resolved, origins, strategy, task)
     loaded = prepare.load_pretrained(resolved, task, accelerator.mixed_precision)
-    resolved = prepare.derive_max_length(resolved, origins, loaded)
+    resolved = prepare.derive_max_length(resolved, origins, loaded, task, splits.train)
     features = prepare.encode_splits(task, splits, loaded, resolved)
     model = strategy.apply(loaded.model, loaded.anatomy)
     model.to(accelerator.device)

@@ -16,9 +16,9 @@ from hftransfer.recipe import Recipe
 from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
 from hftransfer.strategies import Strategy, build_strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.tasks.registry import build_task, saved_settings
 from hftransfer.training import prepare, summary
-from hftransfer.training.defaults import derive, resolve
+from hftransfer.training.defaults import resolve
 from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
@@ -56,15 +56,15 @@ def finetune(
     check_output_folder(recipe)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
-    task = TextClassificationTask.from_data(recipe.task, recipe.data, splits.train)
-    recipe = derive(recipe, known, "task", "problem", task.labels.problem, "the label column")
-    recipe = prepare.derive_metric(recipe, known, task.labels, task.default_metric)
+    task = build_task(recipe.task, recipe.data, splits.train)
+    recipe = prepare.derive_task(recipe, known, task)
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
     loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
-    recipe = prepare.derive_max_length(recipe, known, loaded)
+    recipe = prepare.derive_max_length(recipe, known, loaded, task, splits.train)
     features = prepare.encode_splits(task, splits, loaded, recipe)
+    prepare.explain_max_length(recipe, known, features["train"])
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
     # The strategy decides what learns; the loop trains it, stage by stage.
     torch.manual_seed(recipe.seed)  # adapters are drawn from the global generator
@@ -94,9 +94,9 @@ def _leave_behind(
     # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
     model, sharded = training.model, is_sharded(training.model)
     model = model if sharded else strategy.finish(model)
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
     for split in [name for name in ("validation", "test") if name in features]:
-        predictions_NP = predict(
+        predictions = predict(
             model,
             task,
             PlainInputs(task, features[split]),
@@ -104,12 +104,16 @@ def _leave_behind(
             accelerator=training.accelerator,
         )
         if split == "validation":
-            task.calibrate(predictions_NP, features[split])
-        scores[split] = task.score(predictions_NP, features[split])
+            task.calibrate(predictions, features[split])
+        scores[split] = task.score(predictions, features[split])
     gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
     if training.accelerator.is_main_process:
         model = strategy.finish(model) if sharded else model
-        config = {**task.saved_config(), "hftransfer_max_length": training.recipe.data.max_length}
+        config = {
+            **task.saved_config(),
+            **saved_settings(training.recipe.task),
+            "hftransfer_max_length": training.recipe.data.max_length,
+        }
         save_model(
             model,
             loaded.tokenizer,
@@ -119,8 +123,7 @@ def _leave_behind(
             config=config,
         )
         facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        write_whole(
-            run.folder / METRICS_FILE, json.dumps(plain_numbers({**scores, "training": facts}), indent=1) + "\n"
-        )
+        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
+        write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
     training.accelerator.wait_for_everyone()
     return scores

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hftransfer.caching.states import PlainInputs
-from hftransfer.data.load import load_file
+from hftransfer.data.check import check_columns
+from hftransfer.data.load import check_exists, dataset_from, load_file
 from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
-from hftransfer.recipe import DataSection
+from hftransfer.recipe import DataSection, TaskSection
 from hftransfer.run import MODEL_FOLDER
 from hftransfer.strategies.freezing import transformers_model
-from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.tasks.base import Features, Predictions, Task
+from hftransfer.tasks.registry import settings_of_model, task_of_model
 from hftransfer.training import evaluate as evaluation
 
 if TYPE_CHECKING:
@@ -28,50 +31,45 @@ OUTPUT_FORMATS = (".csv", ".jsonl", ".parquet")
 
 def predict(
     model: str | os.PathLike[str],
-    texts: list[str] | None = None,
+    texts: list[str] | list[list[str]] | None = None,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     text: str = "text",
     text_pair: str | None = None,
     batch_size: int = 256,
 ) -> list[dict[str, Any]]:
-    """Label names and probabilities for texts.
+    """What a trained model predicts, in the words of its task.
 
     Args:
         model: A run, its folder or its model folder.
-        texts: The texts, or
-        data: a dataset with a text column.
-        text: The dataset's text column.
+        texts: The texts (for a tagger also lists of words), or
+        data: a Dataset, DataFrame or list of dicts with the columns that the task reads.
+        text: The data's text column.
         text_pair: Its column with the second text of a pair.
         batch_size: Most rows per batch.
 
     Returns:
-        One record per text: `prediction`, and `probabilities` by label name for classes.
+        One record per example (docs/tasks.md): `prediction`, and `probabilities` by label name for classes.
 
     Raises:
         CheckpointError: If the folder is not a trained model.
-        DataError: If the texts are no texts, or the dataset lacks a column.
+        DataError: If the texts are no texts, or the data lack a column.
     """
     from datasets import Dataset as HfDataset
 
     if (texts is None) == (data is None):
         raise DataError("give either texts or data", where="predict")
-    if isinstance(texts, str) or not all(isinstance(one, str) for one in texts or ()):
+    if isinstance(texts, str) or not all(isinstance(one, str | list) for one in texts or ()):
         raise DataError("the texts are not a list of strings", where="predict")
-    dataset = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
-    assert dataset is not None
-    for column in (text, text_pair):
-        if column is not None and column not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
-            raise DataError(f"no column {column!r}", where="predict", fix=f"there are {there}")
-    # Predictions must not depend on a label column that happens to be there.
-    section = DataSection(text=text, text_pair=text_pair, label="no label is read")
-    loaded, task = _load(model, section)
-    features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
-    if not len(features):
+    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair))
+    columns = list(trained.settings.input_columns(trained.data))
+    source = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
+    if not len(source):
         return []
-    predictions_NP = evaluation.predict(loaded.model, task, PlainInputs(task, features), max_examples=batch_size)
-    return task.decode(predictions_NP, features)
+    dataset = dataset_from(source, "predict", columns)
+    check_columns(dataset, trained.data, "predict", labelled=False, task=trained.settings)
+    # Predictions must not depend on a label column that happens to be there.
+    return trained.predict(dataset.with_format(None).select_columns(columns), batch_size)
 
 
 def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: int = 256) -> dict[str, float]:
@@ -88,12 +86,11 @@ def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: in
     """
     if data.test is None:
         raise DataError("no data to evaluate on", where="data.test", fix="give a file with --data.test")
-    dataset = load_file(data.test, where="data.test", section=data, labelled=True)
-    loaded, task = _load(model, data)
-    features = task.encode(dataset, loaded.tokenizer, _max_length(loaded))
-    return task.score(
-        evaluation.predict(loaded.model, task, PlainInputs(task, features), max_examples=batch_size), features
-    )
+    check_exists(data.test, "data.test")
+    trained = TrainedModel.load(model, data)
+    dataset = load_file(data.test, where="data.test", section=data, labelled=True, task=trained.settings)
+    features = trained.encode(dataset)
+    return trained.task.score(trained.run(features, batch_size), features)
 
 
 def predict_file(
@@ -116,16 +113,74 @@ def predict_file(
         DataError: If the input cannot be read or the output's format is unknown.
     """
     check_output_file(output, OUTPUT_FORMATS)
-    section = DataSection(text=text, text_pair=text_pair)
-    load_file(source, where="--input", section=section)
+    check_exists(source, "--input")
+    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair))
+    load_file(source, where="--input", section=trained.data, task=trained.settings)
     dataset = load_file(source, where="--input")
-    records = predict(model, data=dataset, text=text, text_pair=text_pair, batch_size=batch_size)
+    inputs = dataset.select_columns(list(trained.settings.input_columns(trained.data)))
+    records = trained.predict(inputs, batch_size)
     added = _columns(records, flat=output.suffix == ".csv")
     taken = [name for name in added if name in dataset.column_names]
     if taken:
         raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
     _write(dataset.to_pandas().assign(**added), output)
     return len(records)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that was trained for a task, and the columns that it reads.
+
+    Attributes:
+        loaded: Model and tokenizer.
+        settings: The settings of its task.
+        data: The columns.
+        task: The task.
+    """
+
+    loaded: LoadedModel
+    settings: TaskSection
+    data: DataSection
+    task: Task
+
+    @classmethod
+    def load(cls, model: str | os.PathLike[str], data: DataSection) -> TrainedModel:
+        """Load a run, its folder or its model folder; its config says what it was trained for.
+
+        Raises:
+            CheckpointError: If the folder is not a trained model.
+        """
+        folder = Path(model)
+        loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+        if torch.accelerator.is_available():
+            model_module: torch.nn.Module = loaded.model
+            model_module.to(torch.accelerator.current_accelerator())
+        inner = transformers_model(loaded.model)
+        settings = settings_of_model(inner.config, type(inner).__name__)
+        task = task_of_model(settings, data, inner.config)
+        task.attach(inner, loaded.tokenizer)
+        return cls(loaded, settings, data, task)
+
+    def encode(self, dataset: Dataset) -> Features:
+        """Tokenize examples as in the training."""
+        return self.task.encode(dataset, self.loaded.tokenizer, self._max_length())
+
+    def run(self, features: Features, batch_size: int) -> Predictions:
+        """The model's predictions by row."""
+        return evaluation.predict(
+            self.loaded.model, self.task, PlainInputs(self.task, features), max_examples=batch_size
+        )
+
+    def predict(self, dataset: Dataset, batch_size: int) -> list[dict[str, Any]]:
+        """One record per example."""
+        features = self.encode(dataset)
+        return self.task.decode(self.run(features, batch_size), features)
+
+    def _max_length(self) -> int:
+        """The longest input that the training allowed, else the model's limit."""
+        trained = getattr(self.loaded.model.config, "hftransfer_max_length", None)
+        base = transformers_model(self.loaded.model)
+        return int(trained or max_input_length(base, self.loaded.tokenizer) or DEFAULT_MAX_LENGTH)
 
 
 def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
@@ -143,34 +198,19 @@ def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any]]:
-    """Predictions as columns; flat ones have a column per label, and lists of labels as JSON."""
-    predictions = [record["prediction"] for record in records]
-    if "probabilities" not in records[0]:
-        return {"prediction": predictions}
-    probabilities = [record["probabilities"] for record in records]
+    """Predictions as columns; flat ones have a column per label, and what else is no single value as JSON."""
+    columns = {name: [record[name] for record in records] for name in records[0]}
     if not flat:
-        return {"prediction": predictions, "probabilities": probabilities}
-    if isinstance(predictions[0], list):
-        predictions = [json.dumps(names, ensure_ascii=False) for names in predictions]
-    by_label = {f"probability_{name}": [record[name] for record in probabilities] for name in probabilities[0]}
-    return {"prediction": predictions, **by_label}
-
-
-def _load(model: str | os.PathLike[str], section: DataSection) -> tuple[LoadedModel, TextClassificationTask]:
-    """The model and the task that its config describes."""
-    folder = Path(model)
-    loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
-    if torch.accelerator.is_available():
-        model_module: torch.nn.Module = loaded.model
-        model_module.to(torch.accelerator.current_accelerator())
-    return loaded, TextClassificationTask.from_model(loaded.model.config, section)
-
-
-def _max_length(loaded: LoadedModel) -> int:
-    """The longest input that the training allowed, else the model's limit."""
-    trained = getattr(loaded.model.config, "hftransfer_max_length", None)
-    base = transformers_model(loaded.model)
-    return int(trained or max_input_length(base, loaded.tokenizer) or DEFAULT_MAX_LENGTH)
+        return columns
+    cells: dict[str, list[Any]] = {}
+    for name, values in columns.items():
+        if name == "probabilities" and isinstance(values[0], dict):
+            cells |= {f"probability_{label}": [value[label] for value in values] for label in values[0]}
+        elif any(isinstance(value, list | dict) for value in values):
+            cells[name] = [json.dumps(value, ensure_ascii=False) for value in values]
+        else:
+            cells[name] = values
+    return cells
 
 
 def _write(frame: Any, output: Path) -> None:

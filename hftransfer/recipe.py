@@ -7,7 +7,7 @@ defaults, the data or the checkpoint), printed with its origin and written to th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -35,10 +35,21 @@ class DataSection(Section):
     train_split: str = Field("train", description="Split of `name` to train on.")
     validation_split: str = Field("validation", description="Split of `name` to validate on.")
     test_split: str = Field("test", description="Split of `name` to test on.")
-    text: str = Field("text", description="Column with the text.")
-    text_pair: str | None = Field(None, description="Column with the second text of a pair.")
+    text: str = Field(
+        "text",
+        description="Column with the text. Token classification: lists of words, or raw text. Question answering: the "
+        "question. Multiple choice: the premise, or several columns joined by commas.",
+    )
+    text_pair: str | None = Field(
+        None,
+        description="Column with the second text of a pair. Question answering: the context. Multiple choice: lists of "
+        "choices, or one column per choice, joined by commas.",
+    )
     label: str = Field(
-        "label", description="Column with the label (a string, an integer, a number or a list of labels)."
+        "label",
+        description="Column with the label (a string, an integer, a number or a list of labels). Token classification: "
+        "a tag per word, or spans of raw text as {start, end, label}. Question answering: {text, answer_start}. "
+        "Multiple choice: the number of the right choice, from 0.",
     )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
@@ -50,7 +61,48 @@ class DataSection(Section):
     max_length: PositiveInt | None = Field(None, description="Longest input in tokens; derived from data and model.")
 
 
-class TextClassification(Section):
+ColumnKind = Literal["text", "texts", "label", "index", "tags", "spans", "answers"]
+"""What a column may hold: a text, a list of texts (words, choices), a label of any kind, the number of a choice, a tag
+per word, marked stretches of a text, answers with their place in a text."""
+
+
+class TaskSection(Section):
+    """Base of the tasks' settings. What a task's columns may hold is declared here, as data for those who read them."""
+
+    text_kinds: ClassVar[tuple[ColumnKind, ...]] = ("text",)
+    pair_kinds: ClassVar[tuple[ColumnKind, ...]] = ("text",)
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("label",)
+    """Empty for a task that learns from text alone."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether labels are classes, which every split should have in equal shares and train must know."""
+        return False
+
+    def input_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
+        """The columns that the model reads, each with what it may hold."""
+        pair = {} if data.text_pair is None else {data.text_pair: self.pair_kinds}
+        return {data.text: self.text_kinds, **pair}
+
+    def label_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
+        """The column that the model learns from, with what it may hold; none for a task that learns from text alone."""
+        return {data.label: self.label_kinds} if self.label_kinds else {}
+
+
+class WindowedTask(TaskSection):
+    """Base of the tasks that can read an input longer than max_length in several windows; its settings count once."""
+
+    long_inputs: Literal["windows", "head", "head_tail"] | None = Field(
+        None,
+        description="What is read of inputs longer than max_length: all, in overlapping windows; the head; or, in text "
+        "classification, head and tail. Absent: the head in text classification, else windows.",
+    )
+    stride: int | None = Field(
+        None, ge=0, description="Tokens that neighbouring windows share; a quarter of max_length when absent."
+    )
+
+
+class TextClassification(WindowedTask):
     """Single label, pairs, multi-label and regression are one task with a `problem` setting."""
 
     type: Literal["text_classification"] = Field("text_classification", description="Name of the task.")
@@ -68,6 +120,50 @@ class TextClassification(Section):
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes (single label).")
     focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
     tune_thresholds: bool = Field(True, description="Multi-label: choose each label's threshold on validation.")
+
+    @property
+    def has_classes(self) -> bool:
+        """All problems but regression."""
+        return self.problem != "regression"
+
+
+class TokenClassification(WindowedTask):
+    """A tag for every word, or entities as tags with prefixes (BIO, BIOES); words or raw text with marked spans."""
+
+    text_kinds: ClassVar[tuple[ColumnKind, ...]] = ("texts", "text")
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("tags", "spans")
+    type: Literal["token_classification"] = Field("token_classification", description="Name of the task.")
+
+
+class QuestionAnswering(WindowedTask):
+    """The stretch of a context that answers a question, or that there is none."""
+
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("answers",)
+    type: Literal["question_answering"] = Field("question_answering", description="Name of the task.")
+
+
+class MultipleChoice(TaskSection):
+    """Which of 2 to 8 choices goes with a premise; every example may have another number of them."""
+
+    pair_kinds: ClassVar[tuple[ColumnKind, ...]] = ("texts",)
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("index",)
+    type: Literal["multiple_choice"] = Field("multiple_choice", description="Name of the task.")
+
+    def input_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
+        """The premise, and the choices: one column with lists, or one column for each choice."""
+        choices = listed_columns(data.text_pair)
+        kinds = self.pair_kinds if len(choices) == 1 else self.text_kinds
+        return {**dict.fromkeys(listed_columns(data.text), self.text_kinds), **dict.fromkeys(choices, kinds)}
+
+
+def listed_columns(names: str | None) -> list[str]:
+    """The column names in a setting that may hold several, joined by commas."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+TaskSettings = Annotated[
+    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice, Field(discriminator="type")
+]
 
 
 class StrategySection(Section):
@@ -197,12 +293,16 @@ class CacheSection(Section):
     )
 
 
+UNIONS = {"task": "text_classification", "strategy": "full_fine_tuning"}
+"""Sections whose `type` decides which settings they have -> the type of one that says nothing."""
+
+
 class Recipe(Section):
     """One training, whole: checkpoint, data, task, strategy, optimisation, evaluation, output and seed."""
 
     checkpoint: str = Field(description="Hub id (with @revision) or local folder of the pretrained model.")
     data: DataSection = Field(default_factory=DataSection, description="The examples.")
-    task: TextClassification = Field(default_factory=TextClassification, description="What is predicted.")
+    task: TaskSettings = Field(default_factory=TextClassification, description="What is predicted.")
     strategy: StrategySettings = Field(default_factory=FullFineTuning, description="Which weights learn, and when.")
     optim: OptimSection = Field(default_factory=OptimSection, description="Optimisation.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Evaluation.")
@@ -217,12 +317,13 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _strategy_by_name(cls, values: Any) -> Any:
-        """Accept `strategy="lora"` and a mapping without `type` as what they evidently mean."""
+    def _union_by_name(cls, values: Any) -> Any:
+        """Accept `strategy="lora"` and a mapping without `type` as what they evidently mean; likewise `task`."""
         if isinstance(values, dict):
-            strategy = values.get("strategy")
-            if isinstance(strategy, str):
-                values = {**values, "strategy": {"type": strategy}}
-            elif isinstance(strategy, dict) and "type" not in strategy:
-                values = {**values, "strategy": {"type": "full_fine_tuning", **strategy}}
+            for name, usual in UNIONS.items():
+                value = values.get(name)
+                if isinstance(value, str):
+                    values = {**values, name: {"type": value}}
+                elif isinstance(value, dict) and "type" not in value:
+                    values = {**values, name: {"type": usual, **value}}
         return values

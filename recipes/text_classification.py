@@ -23,4 +23,4 @@ def main(recipe: Recipe, origins: Mapping[str, str] | None = None) -> Run:
 if __name__ == "__main__":
     from hftransfer.cli.run import run_file
 
-    run_file(main)
+    run_file(main, "text_classification")

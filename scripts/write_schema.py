@@ -6,16 +6,17 @@ import json
 from typing import Any
 
 from hftransfer.cli.recipes import schema_file
-from hftransfer.recipe import Recipe
+from hftransfer.recipe import UNIONS, Recipe
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema of what a YAML recipe may say; a strategy may be just its name."""
+    """The schema of what a YAML recipe may say; a strategy or a task may be just its name."""
     schema = Recipe.model_json_schema()
-    strategy = schema["properties"]["strategy"]
-    names = sorted(strategy["discriminator"]["mapping"])
-    strategy["anyOf"] = [{"enum": names, "type": "string"}, {"oneOf": strategy.pop("oneOf")}]
-    del strategy["discriminator"]
+    for union in UNIONS:
+        section = schema["properties"][union]
+        names = sorted(section["discriminator"]["mapping"])
+        section["anyOf"] = [{"enum": names, "type": "string"}, {"oneOf": section.pop("oneOf")}]
+        del section["discriminator"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

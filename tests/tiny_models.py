@@ -259,7 +259,9 @@ def tiny_model(auto_class: Any, family: str, dropout: float = 0.1, seed: int = 0
     config = FAMILIES[family].config(dropout, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = auto_class.from_config(config) if hasattr(auto_class, "from_config") else auto_class(config)
+        model: PreTrainedModel = (
+            auto_class.from_config(config) if hasattr(auto_class, "from_config") else auto_class(config)
+        )
         for parameter in model.parameters():
             # Wider than transformers starts: tiny models would otherwise give almost the same logits for every text.
             if parameter.dim() > 1:

@@ -21,7 +21,16 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
-from hftransfer.caching.states import CachedInputs, ChunkedInputs, Inputs, OpenChunk, PlainInputs, Rows, States
+from hftransfer.caching.states import (
+    CachedInputs,
+    ChunkedInputs,
+    Inputs,
+    OpenChunk,
+    PlainInputs,
+    Rows,
+    States,
+    model_inputs,
+)
 from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
 from hftransfer.data.batching import token_budget_batches
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
@@ -48,6 +57,8 @@ NOT_IN_KEY = (
     "architectures",
     "transformers_version",
     "hftransfer_max_length",
+    "hftransfer_task",
+    "hftransfer_null_threshold",
     "label_thresholds",
     "use_cache",
     "_name_or_path",
@@ -130,6 +141,8 @@ class BoundaryCache:
         """Where to cut: at the first boundary, and at the later ones that can be cut."""
         if self.recipe.cache.enabled == "off":
             raise CannotSplitError("it is switched off")
+        if self.task.random_inputs:
+            raise CannotSplitError("the inputs are drawn anew at every step")
         if self.recipe.optim.torch_compile:
             raise CannotSplitError("a compiled model runs from end to end")
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -150,6 +163,8 @@ class BoundaryCache:
         with torch.autocast(self.accelerator.device.type, enabled=False):
             replay.check(inputs)
             states = capture(model, [replay.tap], inputs)[replay.tap.boundary]
+        if len(states) != len(rows):
+            raise CannotSplitError("an example is several sequences")
         return int(states.shape[-1])
 
     def _open(self, model: nn.Module, replay: Replay, taps: Sequence[Tap], width: int, passes: float) -> StageInputs:
@@ -350,7 +365,7 @@ class BoundaryCache:
 
     def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's inputs among a batch, on its device."""
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items() if name != "labels"}
+        return {name: tensor.to(self.accelerator.device) for name, tensor in model_inputs(batch).items()}
 
 
 def weights_digest(model: nn.Module, tap: Tap) -> str:

@@ -5,7 +5,7 @@ Shape legend: N rows, B rows of a batch, T tokens, D hidden size, S stored vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hftransfer.caching.boundary import Replay
 from hftransfer.caching.store import RowHashes, Shard, find_rows
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import NOT_FOR_THE_MODEL, Features, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +41,12 @@ class Inputs(Protocol):
         """Tokens per row that the model runs on, (N,)."""
         ...
 
-    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Rows, seed: int | None = None) -> dict[str, torch.Tensor]:
         """The batch of these rows on the CPU, `labels` included where there are any."""
         ...
 
-    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
-        """The model's outputs for a batch on its device, without labels."""
+    def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
+        """What the model, or another of its methods, makes of a batch on its device; `labels` are not given to it."""
         ...
 
 
@@ -61,13 +61,13 @@ class PlainInputs:
         """Tokens per row, (N,)."""
         return self.features.lengths_N
 
-    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Rows, seed: int | None = None) -> dict[str, torch.Tensor]:
         """The padded batch."""
-        return self.task.collate(self.features, rows)
+        return self.task.collate(self.features, rows, seed)
 
-    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model."""
-        return model(**inputs)
+        return getattr(model, method)(**model_inputs(batch), **options)
 
 
 class States:
@@ -161,17 +161,22 @@ class CachedInputs:
         """Vectors per row, (N,)."""
         return self.fed.lengths_N
 
-    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Rows, seed: int | None = None) -> dict[str, torch.Tensor]:
         """The padded batch with its states."""
         found = int(self.states.found_N[rows].sum())
         self.served += found
         self.recomputed += len(rows) - found
-        return {**self.task.collate(self.fed, rows), STATES: self.states.gather(rows, self.compute)}
+        return {**self.task.collate(self.fed, rows, seed), STATES: self.states.gather(rows, self.compute)}
 
-    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model on the states."""
-        self.replay.feed(inputs[STATES])
-        return model(**{name: tensor for name, tensor in inputs.items() if name != STATES})
+        self.replay.feed(batch[STATES])
+        return getattr(model, method)(**model_inputs(batch), **options)
+
+
+def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a batch the model is given: not the labels, since the task computes the loss, nor what is kept beside."""
+    return {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL and name != STATES}
 
 
 class OpenChunk(Protocol):
@@ -225,13 +230,13 @@ class ChunkedInputs:
         """How many rows of all chunks had no stored states though others had."""
         return self._recomputed + (self._inputs.recomputed if isinstance(self._inputs, CachedInputs) else 0)
 
-    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Rows, seed: int | None = None) -> dict[str, torch.Tensor]:
         """The padded batch of these rows of the open chunk."""
-        return self._current.collate(rows)
+        return self._current.collate(rows, seed)
 
-    def run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model."""
-        return self._current.run(model, inputs)
+        return self._current.run(model, batch, method, **options)
 
 
 def single_tokens(features: Features, head_input: str) -> Features:
@@ -244,6 +249,7 @@ def single_tokens(features: Features, head_input: str) -> Features:
         offsets_N1=np.arange(len(features) + 1, dtype=np.int64),
         labels=features.labels,
         example_N=features.example_N,
+        extra=features.extra,
     )
 
 

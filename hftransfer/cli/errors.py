@@ -8,10 +8,8 @@ from typing import Any
 from cyclopts import CycloptsError
 from pydantic import ValidationError
 
-from hftransfer.recipe import Recipe
+from hftransfer.recipe import UNIONS, Recipe
 
-# pydantic puts the chosen member of a union into the location; users write strategy.r, not strategy.lora.r.
-UNIONS = ("strategy",)
 # Longer values do not help in a message of one line.
 MAX_SHOWN = 80
 
@@ -52,6 +50,7 @@ def describe(error: ValidationError, section: tuple[str, ...] = ()) -> tuple[str
 def setting_name(location: tuple[str, ...]) -> str:
     """The dotted name of a setting as users write it, without the members of unions that pydantic adds."""
     parts = list(location)
+    # pydantic puts the chosen member of a union into the location; users write strategy.r, not strategy.lora.r.
     if len(parts) > 2 and parts[0] in UNIONS:
         del parts[1]
     return ".".join(part for part in parts if "[" not in part)

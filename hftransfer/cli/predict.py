@@ -8,7 +8,7 @@ from pathlib import Path
 def predict(
     model: str, /, *, input: Path, output: Path, text: str = "text", text_pair: str | None = None, batch_size: int = 256
 ) -> None:
-    """Predict labels and probabilities for every row of a file, in length-sorted batches.
+    """Predict for every row of a file, in length-sorted batches; the model says for which task it was trained.
 
     Args:
         model: A run's folder or its model folder.

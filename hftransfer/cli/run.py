@@ -36,14 +36,19 @@ def run(
     recipe_module(name).main(recipe, RecipeConfig.origins)
 
 
-def run_file(main: Main) -> None:
-    """The command line of a recipe that is run as a file, `accelerate launch recipes/NAME.py --config FILE`."""
+def run_file(main: Main, task: str) -> None:
+    """The command line of a recipe that is run as a file, `accelerate launch recipes/NAME.py --config FILE`.
+
+    Args:
+        main: Fine-tunes.
+        task: The task of this recipe.
+    """
     from hftransfer.cli.main import guarded
 
     app = App(
         help=sys.modules["__main__"].__doc__,
         default_parameter=Parameter(name_transform=str, negative_iterable=()),
-        config=RecipeConfig(),
+        config=RecipeConfig(task),
         help_format="plaintext",
     )
 

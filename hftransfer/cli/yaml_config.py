@@ -11,8 +11,9 @@ from cyclopts.utils import UNSET
 from pydantic import ValidationError
 
 from hftransfer.cli.errors import describe
+from hftransfer.cli.recipes import recipe_names
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import Recipe
+from hftransfer.recipe import UNIONS, Recipe
 
 FROM_FLAG, FROM_YAML = "flag", "YAML"
 # A recipe is a page; a file beyond this is something else.
@@ -22,9 +23,16 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeErro
 
 
 class RecipeConfig:
-    """Builds the recipe from flags and the file named by `--config`, and remembers where every setting came from."""
+    """Builds the recipe from flags and the file named by `--config`, and remembers where every setting came from.
+
+    Args:
+        task: The task of the recipe that is run; None takes it from the command line's first argument.
+    """
 
     origins: dict[str, str]
+
+    def __init__(self, task: str | None = None) -> None:
+        self.task = task
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Replace the flags' values by the whole recipe; cyclopts calls this after parsing the flags.
@@ -35,51 +43,67 @@ class RecipeConfig:
         if any("NAME" in argument.names and not argument.tokens for argument in arguments):
             # cyclopts says what is missing; a recipe without its name needs no further look.
             return
+        named = next((argument.tokens for argument in arguments if "NAME" in argument.names), None)
+        task = named[0].value if named else self.task
         flags = {}
         for argument in arguments:
             if argument.keys and argument.tokens:
                 # `--strategy lora` is short for `--strategy.type lora`, as in a file.
-                keys = ("strategy", "type") if argument.keys == ("strategy",) else argument.keys
+                keys = (*argument.keys, "type") if ".".join(argument.keys) in UNIONS else argument.keys
                 flags[keys] = _flag_value(argument)
                 argument.tokens.clear()
         config = next(argument for argument in arguments if "--config" in argument.names).tokens
         path = Path(config[0].value) if config else None
         values = read_yaml(path) if path else {}
-        type(self).origins = dict.fromkeys(map(".".join, flags), FROM_FLAG)
-        recipe = build_recipe(values, flags, path)
-        if path:
-            type(self).origins = dict.fromkeys(_leaves(values), f"{FROM_YAML} ({path.name})") | self.origins
+        recipe = build_recipe(values, flags, path, task)
+        from_file = {} if path is None else dict.fromkeys(_leaves(values), f"{FROM_YAML} ({path.name})")
+        type(self).origins = from_file | dict.fromkeys(map(".".join, flags), FROM_FLAG)
         root = next(argument for argument in arguments if argument.hint is Recipe)
         root.tokens.append(Token(implicit_value=recipe))
 
 
-def build_recipe(values: dict[str, Any], flags: dict[tuple[str, ...], Any], path: Path | None) -> Recipe:
+def build_recipe(
+    values: dict[str, Any], flags: dict[tuple[str, ...], Any], path: Path | None, task: str | None = None
+) -> Recipe:
     """The recipe of a file's settings with flags over them.
 
     Args:
         values: The file's settings; what flags replace is changed in place.
         flags: The flags' values by the parts of their dotted names.
         path: The file, for messages.
+        task: The task that is run, where its name is known.
 
     Raises:
-        RecipeError: If a setting is unknown, missing or out of range.
+        RecipeError: If a setting is unknown, missing or out of range, or the recipe is one of another task.
     """
-    strategy, strategy_type = values.get("strategy"), flags.get(("strategy", "type"))
-    if strategy_type is not None and not (isinstance(strategy, dict) and strategy.get("type") == strategy_type):
-        # The file's other strategy settings belong to the type that the flag replaced.
-        values.pop("strategy", None)
+    for union in UNIONS:
+        section, chosen = values.get(union), flags.get((union, "type"))
+        if chosen is not None and not (isinstance(section, dict) and section.get("type") == chosen):
+            # The file's other settings belong to the type that the flag replaced.
+            values.pop(union, None)
     for keys, value in flags.items():
         section = values.setdefault(keys[0], {}) if len(keys) > 1 else values
         if not isinstance(section, dict):
             raise RecipeError("should be a mapping of settings", where=f"{path}: {keys[0]}", fix="mend the YAML")
         section[keys[-1]] = value
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_with_task(values, task))
     except ValidationError as error:
         where, what = describe(error)
         by_flag = any(where == name or where.startswith(f"{name}.") for name in map(".".join, flags))
         by_file = path is not None and not by_flag and error.errors()[0]["type"] != "missing"
         raise RecipeError(what, where=f"{path}: {where}" if by_file else where) from None
+
+
+def _with_task(values: dict[str, Any], task: str | None) -> dict[str, Any]:
+    """The settings with the task that is run; a recipe of another task is run under its own name."""
+    section = values.get("task", {})
+    if task is None or not isinstance(section, dict):
+        return values
+    said = section.get("type", task)
+    if said != task and said in recipe_names():
+        raise RecipeError(f"is {said!r}, but {task} is run", where="task.type", fix=f"use hftransfer run {said}")
+    return {**values, "task": {**section, "type": said}}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -105,8 +129,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError("not a mapping of settings", where=str(path), fix="write lines such as `checkpoint: NAME`")
     # A setting left empty is one that was not made.
     values = _without_none(values)
-    if isinstance(values.get("strategy"), str):
-        values["strategy"] = {"type": values["strategy"]}
+    for union in UNIONS:
+        if isinstance(values.get(union), str):
+            values[union] = {"type": values[union]}
     return values
 
 

@@ -7,21 +7,21 @@ row.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
+from hftransfer.data.kinds import check_kind, is_list, refuse_rows
 from hftransfer.data.readers import check_duplicates
 from hftransfer.data.records import Locate, row_number
 from hftransfer.errors import DataError
-
-if TYPE_CHECKING:
-    from hftransfer.recipe import DataSection
+from hftransfer.recipe import DataSection, TaskSection, TextClassification
 
 _NAMED = 5
+USUAL_TASK = TextClassification()
 # How the cells of a text file must be written to be numbers. Integers as Python prints them: "007" is a name.
 NUMBER_PATTERNS = (
     (r"^(0|-?[1-9][0-9]{0,17})$", pa.int64()),
@@ -29,10 +29,10 @@ NUMBER_PATTERNS = (
 )
 
 
-def needed_columns(section: DataSection, *, labelled: bool = True) -> list[str]:
-    """The columns that a data section uses, each once."""
-    text = [section.text, section.text_pair]
-    return list(dict.fromkeys(name for name in [*text, *([section.label, section.group] if labelled else [])] if name))
+def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labelled: bool = True) -> list[str]:
+    """The columns that a data section uses for a task, each once."""
+    inputs, labels = task.input_columns(section), task.label_columns(section)
+    return list(dict.fromkeys([*inputs, *([*labels, *filter(None, [section.group])] if labelled else [])]))
 
 
 def column_of(dataset: Dataset, name: str) -> pa.ChunkedArray:
@@ -56,11 +56,6 @@ def number_kinds(column: pa.ChunkedArray, among: list[pa.DataType]) -> list[pa.D
     ]
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of the list types."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
 def check_present(names: Sequence[str], wanted: Iterable[str], where: str) -> None:
     """Raise a DataError if a wanted column is missing, with what is there and the likeliest meant."""
     check_duplicates(names, where)
@@ -76,7 +71,13 @@ def check_present(names: Sequence[str], wanted: Iterable[str], where: str) -> No
 
 
 def check_columns(
-    dataset: Dataset, section: DataSection, where: str, *, labelled: bool = True, locate: Locate = row_number
+    dataset: Dataset,
+    section: DataSection,
+    where: str,
+    *,
+    labelled: bool = True,
+    locate: Locate = row_number,
+    task: TaskSection = USUAL_TASK,
 ) -> None:
     """Check the columns of one split that a section names.
 
@@ -86,20 +87,22 @@ def check_columns(
         where: Start of error messages, such as "train (train.csv)".
         labelled: Whether the label and group columns are needed.
         locate: From the 0-based index of a row to its place, such as "line 3".
+        task: Says what the columns may hold.
 
     Raises:
-        DataError: A column is missing or double, the split is empty, a text is missing, is no text or holds NUL, or a
-            label or group is missing or of no usable type. The message names the first such row.
+        DataError: A column is missing or double, the split is empty, a value is missing or of no usable type, a text
+            holds NUL, or a group is missing. The message names the first such row.
     """
-    check_present(dataset.column_names, needed_columns(section, labelled=labelled), where)
+    check_present(dataset.column_names, needed_columns(section, task, labelled=labelled), where)
     if not len(dataset):
         raise DataError("no rows", where=where, fix="give data with at least one row")
-    for name in filter(None, (section.text, section.text_pair)):
-        _check_text(column_of(dataset, name), name, where, locate)
+    for name, kinds in task.input_columns(section).items():
+        check_kind(dataset, column_of(dataset, name), name, kinds, where, locate)
     if labelled:
-        _check_labels(dataset, section.label, where, locate)
+        for name, kinds in task.label_columns(section).items():
+            check_kind(dataset, column_of(dataset, name), name, kinds, where, locate)
         if section.group is not None:
-            _refuse(pc.is_null(column_of(dataset, section.group)), f"no value in {section.group!r}", where, locate)
+            refuse_rows(pc.is_null(column_of(dataset, section.group)), f"no value in {section.group!r}", where, locate)
 
 
 def check_several_classes(dataset: Dataset, section: DataSection, where: str) -> None:
@@ -159,58 +162,11 @@ def check_groups_apart(first: Dataset, second: Dataset, group: str, *, where: st
     values, others = column_of(second, group), pc.unique(column_of(first, group))
     if values.type != others.type:
         values, others = values.cast(pa.string()), others.cast(pa.string())
-    _refuse(pc.is_in(values, value_set=others), f"a value of {group!r} that train has, too", where, locate)
+    refuse_rows(pc.is_in(values, value_set=others), f"a value of {group!r} that train has, too", where, locate)
 
 
 def _label_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _refuse(mask: Any, what: str, where: str, locate: Locate, fix: str = "correct or remove the row") -> None:
-    """Raise at the first row where the mask holds, saying in how many rows it does."""
-    row = pc.index(mask, pa.scalar(True)).as_py()
-    if row < 0:
-        return
-    count = pc.sum(mask).as_py()
-    others = f" (in {count:,} rows in all)" if count > 1 else ""
-    raise DataError(f"{what}{others}", where=f"{where}, {locate(row)}", fix=fix)
-
-
-def _check_text(column: pa.ChunkedArray, name: str, where: str, locate: Locate) -> None:
-    _refuse(pc.is_null(column), f"no text in column {name!r}", where, locate)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(
-            f"column {name!r} holds {column.type}, not text, such as {column[0].as_py()!r}",
-            where=where,
-            fix="name the text column, or store it as strings",
-        )
-    _refuse(pc.match_substring(column, "\0"), f"a NUL byte in column {name!r}", where, locate)
-
-
-def _check_labels(dataset: Dataset, name: str, where: str, locate: Locate) -> None:
-    column = column_of(dataset, name).combine_chunks()
-    kind = column.type
-    _refuse(pc.is_null(column, nan_is_null=True), f"no label in column {name!r}", where, locate)
-    values, place = column, locate
-    if is_list(kind):
-        values, kind = pc.list_flatten(column), kind.value_type
-        parents = pc.list_parent_indices(column)
-        place = _through(parents, locate)
-        _refuse(pc.is_null(values, nan_is_null=True), f"a null among the labels in column {name!r}", where, place)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        _refuse(pc.equal(pc.utf8_trim_whitespace(values), ""), f"an empty label in column {name!r}", where, place)
-    elif pa.types.is_floating(kind):
-        _refuse(pc.invert(pc.is_finite(values)), f"an infinite label in column {name!r}", where, place)
-    elif isinstance(dataset.features[name], ClassLabel):
-        _refuse(pc.less(values, 0), f"no label (-1) in column {name!r}", where, place)
-    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or (pa.types.is_null(kind) and not len(values))):
-        raise DataError(
-            f"labels in column {name!r} are {kind}", where=where, fix="use strings, numbers or lists of them"
-        )
-
-
-def _through(parents: pa.Array, locate: Locate) -> Callable[[int], str]:
-    return lambda entry: locate(parents[entry].as_py())
 
 
 def has_no_labels(dataset: Dataset, name: str) -> bool:

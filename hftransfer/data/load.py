@@ -6,25 +6,25 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hftransfer.data.check import (
+    USUAL_TASK,
     check_columns,
     check_groups_apart,
-    check_labels_known,
     check_present,
     check_several_classes,
     column_of,
     has_no_labels,
-    is_list,
     needed_columns,
     typed_labels,
 )
+from hftransfer.data.kinds import is_list
+from hftransfer.data.parts import Part, check_classes, one_label_type
 from hftransfer.data.readers import (
     DELIMITERS,
     check_duplicates,
@@ -32,12 +32,10 @@ from hftransfer.data.readers import (
     read_table,
     row_locator,
 )
-from hftransfer.data.records import Locate, row_number, table_from_records
+from hftransfer.data.records import row_number, table_from_records
 from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
 from hftransfer.errors import DataError
-
-if TYPE_CHECKING:
-    from hftransfer.recipe import DataSection
+from hftransfer.recipe import DataSection, TaskSection
 
 DataSource: TypeAlias = Dataset | DatasetDict | pd.DataFrame | list[dict[str, Any]]
 
@@ -62,16 +60,7 @@ class Splits:
     stream: Any = None
 
 
-@dataclass(frozen=True)
-class Part:
-    """A split on its way in: the data and how to say where a row of it is."""
-
-    dataset: Dataset
-    where: str
-    locate: Locate = row_number
-
-
-def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
+def load_splits(section: DataSection, *, seed: int, stratify: bool, task: TaskSection = USUAL_TASK) -> Splits:
     """Load, check and complete the splits of a recipe.
 
     Args:
@@ -79,6 +68,7 @@ def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
         seed: Decides which rows go to validation, and which stay when `max_train_examples` is set.
         stratify: Whether labels are classes (or lists of classes), whose shares a cut keeps; fractional labels never
             are.
+        task: Says which columns are needed and what they may hold.
 
     Returns:
         The splits with the section's columns alone.
@@ -88,8 +78,8 @@ def load_splits(section: DataSection, *, seed: int, stratify: bool) -> Splits:
     """
     if section.name is not None and section.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
-    parts = _named_parts(section) if section.name is not None else file_parts(section)
-    return complete(parts, section, seed, stratify)
+    parts = _named_parts(section, task) if section.name is not None else file_parts(section, task)
+    return complete(parts, section, seed, stratify, task)
 
 
 def splits_from_objects(
@@ -100,6 +90,7 @@ def splits_from_objects(
     *,
     seed: int,
     stratify: bool,
+    task: TaskSection = USUAL_TASK,
 ) -> Splits:
     """As `load_splits`, from data in memory.
 
@@ -110,21 +101,29 @@ def splits_from_objects(
         section: The data section; only its columns, split names and fractions are read.
         seed: As in `load_splits`.
         stratify: As in `load_splits`.
+        task: As in `load_splits`.
 
     Raises:
         DataError: There is no training data, or the data cannot be used.
     """
     parts = _dict_parts(train, section, "data") if isinstance(train, DatasetDict) else {}
-    wanted = needed_columns(section)
+    wanted = needed_columns(section, task)
     for name, source in (("train", train), ("validation", validation), ("test", test)):
         if source is not None and not isinstance(source, DatasetDict):
             parts[name] = Part(dataset_from(source, name, wanted), name)
         elif source is not None and name != "train":
             raise DataError("a DatasetDict where one split is wanted", where=name, fix="pick one of its splits")
-    return complete(parts, section, seed, stratify)
+    return complete(parts, section, seed, stratify, task)
 
 
-def load_file(path: str, *, where: str, section: DataSection | None = None, labelled: bool = False) -> Dataset:
+def load_file(
+    path: str,
+    *,
+    where: str,
+    section: DataSection | None = None,
+    labelled: bool = False,
+    task: TaskSection = USUAL_TASK,
+) -> Dataset:
     """Read one file or saved folder.
 
     Args:
@@ -133,6 +132,7 @@ def load_file(path: str, *, where: str, section: DataSection | None = None, labe
         where: What the path was given as, such as "data.train"; starts error messages.
         section: Keeps and checks this section's columns alone. Without it all columns come back unchecked.
         labelled: Whether the section's label and group columns must be there.
+        task: Says which columns are needed and what they may hold.
 
     Returns:
         The rows. Cells of csv and tsv files are strings, except that a label column of nothing but numbers becomes
@@ -141,41 +141,51 @@ def load_file(path: str, *, where: str, section: DataSection | None = None, labe
     Raises:
         DataError: The file cannot be found, read or used; the message names the line or row.
     """
-    part = _read_part(path, where, section, labelled)
+    part = _read_part(path, where, section, labelled, task)
     if section is None:
         return part.dataset
-    check_columns(part.dataset, section, part.where, labelled=labelled, locate=part.locate)
-    kept = needed_columns(section)
+    check_columns(part.dataset, section, part.where, labelled=labelled, locate=part.locate, task=task)
+    kept = needed_columns(section, task)
     return part.dataset.select_columns([name for name in part.dataset.column_names if name in kept])
 
 
-def _read_part(path: str, where: str, section: DataSection | None, labelled: bool) -> Part:
-    file, place = Path(path), f"{where} ({path})"
-    if not file.exists():
-        raise no_such_file(file, place)
+def _read_part(path: str, where: str, section: DataSection | None, labelled: bool, task: TaskSection) -> Part:
+    file, place = check_exists(path, where), f"{where} ({path})"
     if file.is_dir():
         return Part(_saved_split(file, place), place)
-    return Part(Dataset(_read_typed(file, place, section, labelled)), place, row_locator(file))
+    return Part(Dataset(_read_typed(file, place, section, labelled, task)), place, row_locator(file))
 
 
-def no_such_file(file: Path, place: str) -> DataError:
-    """The error for a file that is not there, with the likeliest meant."""
+def check_exists(path: str, where: str) -> Path:
+    """The file or folder at a path.
+
+    Args:
+        path: The path.
+        where: What it was given as, such as "data.train"; starts error messages.
+
+    Raises:
+        DataError: If there is none.
+    """
+    file = Path(path)
+    if file.exists():
+        return file
     there = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
     close = difflib.get_close_matches(file.name, there, n=1)
-    return DataError("no such file", where=place, fix=f"did you mean {close[0]!r}?" if close else "check the path")
+    fix = f"did you mean {close[0]!r}?" if close else "check the path"
+    raise DataError("no such file", where=f"{where} ({path})", fix=fix)
 
 
-def _read_typed(file: Path, place: str, section: DataSection | None, labelled: bool) -> pa.Table:
+def _read_typed(file: Path, place: str, section: DataSection | None, labelled: bool, task: TaskSection) -> pa.Table:
     if section is None:
         return read_table(file, place)
-    table = read_table(file, place, needed_columns(section))
-    wanted = needed_columns(section, labelled=labelled)
+    table = read_table(file, place, needed_columns(section, task))
+    wanted = needed_columns(section, task, labelled=labelled)
     if not set(wanted) <= set(table.column_names):
         # Read once more with all columns, because the message lists them.
         check_present(read_table(file, place).column_names, wanted, place)
     if file_format(file, place) in DELIMITERS and section.label in table.column_names:
         position = table.column_names.index(section.label)
-        if section.label not in (section.text, section.text_pair):
+        if section.label not in task.input_columns(section):
             table = table.set_column(position, section.label, typed_labels(table.column(position)))
     return table
 
@@ -200,7 +210,7 @@ def _saved_split(folder: Path, place: str) -> Dataset:
     return saved
 
 
-def file_parts(section: DataSection) -> dict[str, Part]:
+def file_parts(section: DataSection, task: TaskSection = USUAL_TASK) -> dict[str, Part]:
     """The splits that a section names by files."""
     parts: dict[str, Part] = {}
     for name, path in (("train", section.train), ("validation", section.validation), ("test", section.test)):
@@ -210,11 +220,11 @@ def file_parts(section: DataSection) -> dict[str, Part]:
         if name == "train" and (file / "dataset_dict.json").is_file():
             parts |= _dict_parts(_saved(file, f"{where} ({path})"), section, f"{where} ({path})")
         else:
-            parts[name] = _read_part(path, where, section, labelled=True)
+            parts[name] = _read_part(path, where, section, True, task)
     return parts
 
 
-def _named_parts(section: DataSection) -> dict[str, Part]:
+def _named_parts(section: DataSection, task: TaskSection) -> dict[str, Part]:
     name = str(section.name)
     place = f"data.name ({name})"
     folder = Path(name)
@@ -231,7 +241,7 @@ def _named_parts(section: DataSection) -> dict[str, Part]:
             ) from error
     if isinstance(loaded, Dataset):
         loaded = {section.train_split: loaded}
-    return _dict_parts(loaded, section, place) | file_parts(section)
+    return _dict_parts(loaded, section, place) | file_parts(section, task)
 
 
 def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, Part]:
@@ -254,7 +264,16 @@ def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, Part
 
 
 def dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
-    """Data in memory as a Dataset."""
+    """Data in memory as a Dataset.
+
+    Args:
+        source: Dataset, DataFrame or list of dicts.
+        where: Start of error messages.
+        columns: The columns to keep; of a Dataset all stay.
+
+    Raises:
+        DataError: It is of another type, or a column is missing or mixes types.
+    """
     if isinstance(source, Dataset):
         return source
     if isinstance(source, pd.DataFrame):
@@ -279,7 +298,9 @@ def dataset_from(source: Any, where: str, columns: list[str]) -> Dataset:
     )
 
 
-def complete(parts: dict[str, Part], section: DataSection, seed: int, stratify: bool) -> Splits:
+def complete(
+    parts: dict[str, Part], section: DataSection, seed: int, stratify: bool, task: TaskSection = USUAL_TASK
+) -> Splits:
     """Check the splits, cut off what is missing and keep the columns that are needed."""
     notes: list[str] = []
     if "train" not in parts:
@@ -287,11 +308,13 @@ def complete(parts: dict[str, Part], section: DataSection, seed: int, stratify: 
     if "test" in parts and has_no_labels(parts["test"].dataset, section.label):
         notes.append("test: left out, its labels are not public (all are -1)")
         del parts["test"]
+    needed = needed_columns(section, task)
     for name, part in parts.items():
-        check_columns(part.dataset, section, part.where, locate=part.locate)
+        check_columns(part.dataset, section, part.where, locate=part.locate, task=task)
         # A format such as "torch" would hide columns and turn labels into tensors.
-        parts[name] = replace(part, dataset=part.dataset.with_format(None).select_columns(needed_columns(section)))
-    parts = _one_label_type(parts, section.label, notes)
+        parts[name] = replace(part, dataset=part.dataset.with_format(None).select_columns(needed))
+    for label in task.label_columns(section):
+        parts = one_label_type(parts, label, notes)
     if section.group is not None:
         for name in (name for name in parts if name != "train"):
             part = parts[name]
@@ -301,30 +324,18 @@ def complete(parts: dict[str, Part], section: DataSection, seed: int, stratify: 
     datasets = {name: part.dataset for name, part in parts.items()}
     if stratify:
         check_several_classes(datasets["train"], section, parts["train"].where)
-        _check_classes(parts, section)
+        check_classes(parts, section)
     if "validation" not in parts:
         datasets |= _cut(datasets["train"], section, seed, stratify, notes)
     train = _limit(datasets["train"], section, seed, stratify, notes)
     return Splits(train, datasets["validation"], datasets.get("test"), tuple(notes))
 
 
-def _check_classes(parts: dict[str, Part], section: DataSection) -> None:
-    """Raise a DataError if a split has a class that train neither has nor declares."""
-    train = parts["train"].dataset
-    column = column_of(train, section.label).combine_chunks()
-    values = pc.list_flatten(column) if is_list(column.type) else column
-    if pa.types.is_floating(values.type):
-        return
-    names = _class_names(train.features[section.label])
-    known = pc.unique(values).to_pylist() if names is None else range(len(names))
-    for name in (name for name in parts if name != "train"):
-        part = parts[name]
-        check_labels_known(part.dataset, section, known, where=part.where, locate=part.locate)
-
-
 def _label_codes(dataset: Dataset, label: str, stratify: bool) -> LabelCodes | None:
+    if not stratify:
+        return None
     column = column_of(dataset, label)
-    return encode_labels(column) if stratify and not pa.types.is_floating(column.type) else None
+    return None if pa.types.is_floating(column.type) else encode_labels(column)
 
 
 def _cut(train: Dataset, section: DataSection, seed: int, stratify: bool, notes: list[str]) -> dict[str, Dataset]:
@@ -347,45 +358,3 @@ def _limit(train: Dataset, section: DataSection, seed: int, stratify: bool, note
         return train
     notes.append(f"train: a random {limit:,} of {len(train):,} rows, seed {seed}")
     return train.select(choose_subset(len(train), limit, seed, _label_codes(train, section.label, stratify)))
-
-
-def _one_label_type(parts: dict[str, Part], label: str, notes: list[str]) -> dict[str, Part]:
-    """Give the label column one type in all splits; a type of its own would make other labels of the same values."""
-    features = {name: part.dataset.features[label] for name, part in parts.items()}
-    names = [known for known in map(_class_names, features.values()) if known is not None]
-    if any(known != names[0] for known in names):
-        raise DataError(
-            f"the splits number the classes of {label!r} differently", where="data", fix="store the labels as strings"
-        )
-    target = _common_feature(list(features.values()))
-    result = dict(parts)
-    for name, feature in features.items():
-        if feature == target:
-            continue
-        try:
-            result[name] = replace(parts[name], dataset=parts[name].dataset.cast_column(label, target))
-        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
-            raise DataError(
-                f"labels are {feature}, but {target} elsewhere ({error})",
-                where=parts[name].where,
-                fix="store the labels of all splits in one type",
-            ) from error
-        notes.append(f"{name}: labels read as {getattr(target, 'dtype', target)}, as in the other splits")
-    return result
-
-
-def _class_names(feature: Any) -> list[str] | None:
-    inner = getattr(feature, "feature", feature)
-    return list(inner.names) if isinstance(inner, ClassLabel) else None
-
-
-def _common_feature(features: list[Any]) -> Any:
-    for feature in features:
-        if isinstance(feature, ClassLabel):
-            return feature
-    kinds = [str(getattr(feature, "dtype", "")) for feature in features]
-    if all(isinstance(feature, Value) for feature in features) and len(set(kinds)) > 1:
-        if any("string" in kind for kind in kinds):
-            return Value("string")
-        return Value("float64" if any("float" in kind for kind in kinds) else "int64")
-    return features[0]

@@ -24,14 +24,23 @@ from datasets import (
     load_dataset,
 )
 
-from hftransfer.data.check import NUMBER_PATTERNS, check_columns, check_present, is_list, needed_columns, number_kinds
-from hftransfer.data.load import Part, Splits, complete, dataset_from, file_parts, load_file, no_such_file
+from hftransfer.data.check import (
+    NUMBER_PATTERNS,
+    USUAL_TASK,
+    check_columns,
+    check_present,
+    needed_columns,
+    number_kinds,
+)
+from hftransfer.data.kinds import is_list
+from hftransfer.data.load import Splits, check_exists, complete, dataset_from, file_parts, load_file
+from hftransfer.data.parts import Part
 from hftransfer.data.readers import DELIMITERS, file_format, row_locator, stream_tables
 from hftransfer.data.records import Locate, row_number
 from hftransfer.errors import DataError
 
 if TYPE_CHECKING:
-    from hftransfer.recipe import DataSection
+    from hftransfer.recipe import DataSection, TaskSection
 
 # Rows that a reader holds at once, besides the chunk.
 PIECE_ROWS = 4096
@@ -98,12 +107,13 @@ class Stream:
         return Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
 
 
-def load_stream(section: DataSection, *, seed: int, stratify: bool) -> Splits:
+def load_stream(section: DataSection, *, seed: int, stratify: bool, task: TaskSection = USUAL_TASK) -> Splits:
     """As `load_splits`, with training data that stay where they are.
 
     Raises:
         DataError: If the data cannot be streamed, found or used, or the section asks for what needs all rows at once.
     """
+    _check_task(task)
     if section.name is not None and section.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
     if section.name is not None:
@@ -118,9 +128,17 @@ def load_stream(section: DataSection, *, seed: int, stratify: bool) -> Splits:
 
 
 def stream_from_objects(
-    train: Any, validation: Any, test: Any, section: DataSection, *, seed: int, stratify: bool
+    train: Any,
+    validation: Any,
+    test: Any,
+    section: DataSection,
+    *,
+    seed: int,
+    stratify: bool,
+    task: TaskSection = USUAL_TASK,
 ) -> Splits:
     """As `load_stream`, from a Dataset or IterableDataset; the other splits are held in memory."""
+    _check_task(task)
     if not isinstance(train, Dataset | IterableDataset):
         raise DataError(
             f"data of type {type(train).__name__} are in memory already",
@@ -133,6 +151,16 @@ def stream_from_objects(
         if source is not None
     }
     return _finish(_stream_of_dataset(train, section, "train"), parts, section, seed, stratify)
+
+
+def _check_task(task: TaskSection) -> None:
+    """Refuse a task whose labels are no classes or numbers, of which one pass could tell the names and the type."""
+    if task.label_kinds != USUAL_TASK.label_kinds:
+        raise DataError(
+            "only the data of text classification can be streamed",
+            where="data.streaming",
+            fix="set --data.streaming false",
+        )
 
 
 def _finish(stream: Stream, parts: dict[str, Part], section: DataSection, seed: int, stratify: bool) -> Splits:
@@ -231,8 +259,7 @@ def _rows_with_new_labels(column: pa.Array, seen: set[Any]) -> list[int]:
 def _stream_of_file(file: Path, section: DataSection) -> Stream:
     """The rows of a csv, tsv, jsonl or parquet file, or of a saved folder, which lies on disk as it is used."""
     place = f"data.train ({file})"
-    if not file.exists():
-        raise no_such_file(file, place)
+    check_exists(str(file), "data.train")
     if file.is_dir():
         return _stream_of_dataset(load_file(str(file), where="data.train"), section, place)
     wanted = needed_columns(section)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, matthews_corrcoef, r2_score, roc_auc_score
 
 from hftransfer.errors import DataError, RecipeError
+from hftransfer.tasks.squad import best_scores
 
 Array = NDArray[Any]
 
@@ -36,6 +37,10 @@ METRICS: dict[str, tuple[str, ...]] = {
     ),
     "multi_label": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "roc_auc", "average_precision"),
     "regression": ("pearson", "spearman", "mse", "r2"),
+    "entities": ("f1", "word_accuracy", "precision", "recall", "f1_macro"),
+    "tags": ("word_accuracy", "f1_macro"),
+    "question_answering": ("exact_match", "f1", "f1_answerable", "accuracy_unanswerable"),
+    "multiple_choice": ("accuracy",),
 }
 """The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""
 
@@ -213,6 +218,58 @@ def regression_metrics(targets_N: Array, predictions_N: Array) -> dict[str, floa
             "mse": float(np.mean((targets_N - predictions_N) ** 2)),
             "r2": float(r2_score(targets_N, predictions_N)),
         }
+
+
+def multiple_choice_metrics(labels_N: Array, logits: Iterable[Array]) -> dict[str, float]:
+    """Score a problem in which each example has one right choice among its own.
+
+    Args:
+        labels_N: The number of the right choice, from 0.
+        logits: For each example the logit of every choice.
+
+    Returns:
+        The scores of `METRICS["multiple_choice"]`, where the first of equally good choices counts, and `chance`, the
+        accuracy of guessing.
+
+    Raises:
+        DataError: If a number is not finite, or there is no example.
+    """
+    checked = [_as_scores(row_C, "predictions") for row_C in logits]
+    if not checked:
+        raise DataError("no examples to score", where="predictions")
+    hits = [int(row_C.argmax()) == label for row_C, label in zip(checked, labels_N, strict=True)]
+    return {
+        "accuracy": float(np.mean(hits)),
+        "chance": float(np.mean([1 / len(row_C) for row_C in checked])),
+    }
+
+
+def question_answering_metrics(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score answers by SQuAD's rules (`squad.py`).
+
+    Args:
+        answers: The predicted texts, "" for no answer.
+        golds: The right answers of each question; none where there is no answer.
+
+    Returns:
+        The scores of `METRICS["question_answering"]`, and `share_unanswerable`, which is the exact match and the F1 of
+        never answering. `f1_answerable` and `accuracy_unanswerable` are NaN where there is no such question.
+
+    Raises:
+        DataError: If there is no question.
+    """
+    if not answers:
+        raise DataError("no examples to score", where="predictions")
+    scores_N2 = np.asarray([best_scores(answer, gold) for answer, gold in zip(answers, golds, strict=True)])
+    is_empty_N = np.asarray([best_scores("", gold)[0] == 1.0 for gold in golds])
+    exact_N, f1_N = scores_N2.T
+    return {
+        "exact_match": float(exact_N.mean()),
+        "f1": float(f1_N.mean()),
+        "f1_answerable": float(f1_N[~is_empty_N].mean()) if not is_empty_N.all() else np.nan,
+        "accuracy_unanswerable": float(exact_N[is_empty_N].mean()) if is_empty_N.any() else np.nan,
+        "share_unanswerable": float(is_empty_N.mean()),
+    }
 
 
 def tune_thresholds(labels_NC: Array, probabilities_NC: Array) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ Shape legend: N rows, B rows of a batch, C outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from scipy.special import expit, softmax
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import Features, pad_columns
+from hftransfer.tasks.base import Call, Features, Predictions, Task
 from hftransfer.tasks.labels import Labels, column_names, infer_labels
 from hftransfer.tasks.losses import classification_loss, multi_label_loss, regression_loss
 from hftransfer.tasks.tokenization import tokenize
+from hftransfer.tasks.windows import Windows, check_offsets, head_and_tail, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,17 +43,20 @@ UNUSED_SETTINGS = {
 MAX_POSITIVE_WEIGHT = 20.0
 
 
-class TextClassificationTask:
-    """Implements the Task protocol on the stock sequence classification heads."""
+class TextClassificationTask(Task):
+    """Classes, sets of classes or numbers for texts, on the stock sequence classification heads."""
 
+    type = "text_classification"
     auto_class = "AutoModelForSequenceClassification"
+    architectures = ("ForSequenceClassification",)
 
     def __init__(self, settings: TextClassification, data: DataSection, labels: Labels) -> None:
-        self.settings, self.data, self.labels = settings, data, labels
+        super().__init__(settings, data)
+        self.settings, self.labels = settings, labels
         self.default_metric = DEFAULT_METRICS[labels.problem]
+        self.metrics = (*metrics.METRICS[labels.problem], *(f"f1/{name}" for name in labels.names))
         self.thresholds_C = np.full(labels.num_outputs, 0.5)
         self.class_weights_C: torch.Tensor | None = None
-        self.pad_values = {"input_ids": 0}
 
     @classmethod
     def from_data(cls, settings: TextClassification, data: DataSection, train: Dataset) -> TextClassificationTask:
@@ -68,16 +73,20 @@ class TextClassificationTask:
         return cls(settings, data, labels)
 
     @classmethod
-    def from_model(cls, config: Any, data: DataSection) -> TextClassificationTask:
+    def from_model(cls, settings: TextClassification, data: DataSection, config: Any) -> TextClassificationTask:
         """Take problem and label names from the config of a trained model."""
         problem = next((name for name, stored in PROBLEM_TYPES.items() if stored == config.problem_type), None)
         problem = problem or ("regression" if config.num_labels == 1 else "single_label")
         names = () if problem == "regression" else tuple(config.id2label[index] for index in range(config.num_labels))
-        task = cls(TextClassification(problem=problem), data, Labels(problem, names))  # type: ignore[arg-type]
+        task = cls(settings, data, Labels(problem, names))  # type: ignore[arg-type]
         thresholds = getattr(config, "label_thresholds", None)
         if thresholds:
             task.thresholds_C = np.asarray([thresholds[name] for name in names])
         return task
+
+    def derived(self) -> dict[str, tuple[Any, str]]:
+        """The problem."""
+        return {"problem": (self.labels.problem, "the label column")}
 
     def config_overrides(self) -> dict[str, Any]:
         """Number and names of labels and the problem type, in transformers' words."""
@@ -96,13 +105,20 @@ class TextClassificationTask:
             return {}
         return {"label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
 
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a way of reading long texts that tokenizer or columns do not allow."""
+        if self.settings.long_inputs in ("windows", "head_tail"):
+            check_offsets(tokenizer)
+        if self.settings.long_inputs == "head_tail" and self.data.text_pair is not None:
+            raise RecipeError("is for single texts", where="task.long_inputs head_tail", fix="use windows for pairs")
+
     def initialise_head(self, model: PreTrainedModel, fresh_parameters: Sequence[str], features: Features) -> None:
         """Start a new output layer at the labels' base rate (log-odds) or the target's mean, and set the class weights.
 
         With 28 rare labels a zero bias spends the first epoch on learning that labels are rare (arXiv:1708.02002,
         section 3.3).
         """
-        assert features.labels is not None
+        assert isinstance(features.labels, np.ndarray)
         if self.settings.class_weights == "balanced":
             self.class_weights_C = self._balanced_weights(features.labels)
         bias = next(
@@ -134,26 +150,27 @@ class TextClassificationTask:
             weights_C = len(labels) / (len(self.labels.names) * counts_C)
         return torch.as_tensor(weights_C, dtype=torch.float32)
 
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Features:
-        """Tokenize the text column, or the pair of columns, one row per example."""
+    def encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False
+    ) -> Features:
+        """Tokenize the text column, or the pair of columns: one row per example, or one per window."""
         self.pad_values = {"input_ids": tokenizer.pad_token_id or 0}
         labels = None
         if self.data.label in dataset.column_names:
             labels = self.labels.encode(column_names(dataset, self.data.label), f"column {self.data.label!r}")
+        texts = dataset[self.data.text][:]
         pairs = None if self.data.text_pair is None else dataset[self.data.text_pair][:]
-        return tokenize(tokenizer, dataset[self.data.text][:], pairs, max_length, labels)
+        if self.settings.long_inputs == "windows":
+            return _in_windows(tokenize_windows(tokenizer, texts, pairs, max_length, self.settings), labels)
+        if self.settings.long_inputs == "head_tail":
+            return _head_and_tail(tokenizer, texts, max_length, labels)
+        return tokenize(tokenizer, texts, pairs, max_length, labels)
 
-    def collate(self, features: Features, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """Inputs padded to the longest row of the batch, and `labels`."""
-        arrays: dict[str, Any] = pad_columns(features, rows, self.pad_values)
-        if features.labels is not None:
-            arrays["labels"] = features.labels[rows]
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def weight(self, features: Features, rows: NDArray[np.int64]) -> float:
+    def weight(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> float:
         """The number of rows; with class weights on a single label, the sum of their weights."""
-        if self.class_weights_C is None or self.labels.problem != "single_label" or features.labels is None:
-            return float(len(rows))
+        if self.class_weights_C is None or self.labels.problem != "single_label":
+            return super().weight(features, rows, seed)
+        assert isinstance(features.labels, np.ndarray)
         return float(self.class_weights_C.numpy()[features.labels[rows]].sum())
 
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -168,39 +185,71 @@ class TextClassificationTask:
             logits_BC, labels, weights_C, self.settings.label_smoothing, self.settings.focal_gamma
         )
 
-    def predictions(self, outputs: Any) -> torch.Tensor:
+    def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The logits, (B, C)."""
-        return outputs.logits.float()  # type: ignore[no-any-return]
+        return call(batch).logits.float()  # type: ignore[no-any-return]
 
-    def calibrate(self, predictions_NP: NDArray[np.float32], features: Features) -> None:
+    def calibrate(self, predictions: Predictions, features: Features) -> None:
         """Multi-label: the threshold of each label that maximises its F1 on validation data."""
         if self.labels.problem == "multi_label" and self.settings.tune_thresholds and features.labels is not None:
-            self.thresholds_C = metrics.tune_thresholds(features.labels, expit(predictions_NP))
+            logits_NC, labels = _by_example(predictions, features)
+            self.thresholds_C = metrics.tune_thresholds(labels, expit(logits_NC))
 
-    def score(self, predictions_NP: NDArray[np.float32], features: Features) -> dict[str, float]:
+    def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
         """All metrics of the problem."""
-        assert features.labels is not None
+        logits_NC, labels = _by_example(predictions, features)
         if self.labels.problem == "regression":
-            return metrics.regression_metrics(features.labels, predictions_NP[:, 0])
+            return metrics.regression_metrics(labels, logits_NC[:, 0])
         if self.labels.problem == "multi_label":
-            return metrics.multi_label_metrics(
-                features.labels, expit(predictions_NP), self.thresholds_C, self.labels.names
-            )
-        return metrics.classification_metrics(features.labels, softmax(predictions_NP, axis=-1), self.labels.names)
+            return metrics.multi_label_metrics(labels, expit(logits_NC), self.thresholds_C, self.labels.names)
+        return metrics.classification_metrics(labels, softmax(logits_NC, axis=-1), self.labels.names)
 
-    def decode(self, predictions_NP: NDArray[np.float32], features: Features) -> list[dict[str, Any]]:
+    def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per example the label (or labels, or value) and the probability of every label."""
+        (logits_NC, _), names = _by_example(predictions, features), self.labels.names
         if self.labels.problem == "regression":
-            return [{"prediction": float(value)} for value in predictions_NP[:, 0]]
-        names = self.labels.names
+            return [{"prediction": float(value)} for value in logits_NC[:, 0]]
         if self.labels.problem == "multi_label":
-            probabilities_NC = expit(predictions_NP)
+            probabilities_NC = expit(logits_NC)
             chosen_NC = probabilities_NC >= self.thresholds_C
-            predictions: list[Any] = [[names[c] for c in np.flatnonzero(row)] for row in chosen_NC]
+            decided: list[Any] = [[names[c] for c in np.flatnonzero(row)] for row in chosen_NC]
         else:
-            probabilities_NC = softmax(predictions_NP, axis=-1)
-            predictions = [names[c] for c in probabilities_NC.argmax(-1)]
+            probabilities_NC = softmax(logits_NC, axis=-1)
+            decided = [names[c] for c in probabilities_NC.argmax(-1)]
         return [
             {"prediction": prediction, "probabilities": dict(zip(names, map(float, row), strict=True))}
-            for prediction, row in zip(predictions, probabilities_NC, strict=True)
+            for prediction, row in zip(decided, probabilities_NC, strict=True)
         ]
+
+
+def _in_windows(windows: Windows, labels: NDArray[Any] | None) -> Features:
+    """A row per window, each with the label of its text."""
+    return Features(
+        columns=windows.columns,
+        offsets_N1=windows.offsets_N1,
+        labels=None if labels is None else labels[windows.example_N],
+        example_N=windows.example_N,
+        truncated_rows=windows.truncated_examples,
+        truncated_tokens=windows.truncated_tokens,
+    )
+
+
+def _head_and_tail(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, labels: NDArray[Any] | None
+) -> Features:
+    """A row per text, of its first and last tokens where it is longer."""
+    shortened, lost = head_and_tail(tokenizer, texts, max_length)
+    features = tokenize(tokenizer, shortened, None, max_length, labels)
+    cut = sum(before != after for before, after in zip(texts, shortened, strict=True))
+    return replace(features, truncated_rows=cut, truncated_tokens=features.truncated_tokens + lost)
+
+
+def _by_example(predictions: Predictions, features: Features) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The logits of every example, the mean over its windows, and its label (nothing of use without labels)."""
+    logits_NC = np.asarray(predictions)
+    labels = np.empty(0) if features.labels is None else np.asarray(features.labels)
+    if len(features) == features.num_examples:
+        return logits_NC, labels
+    first = np.unique(features.example_N, return_index=True)[1]
+    counts = np.diff([*first, len(features)])
+    return np.add.reduceat(logits_NC, first, axis=0) / counts[:, None], labels[first] if len(labels) else labels

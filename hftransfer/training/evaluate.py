@@ -1,11 +1,13 @@
 """Predictions for encoded rows, in length-sorted batches under a token budget, on one or many processes.
 
-Shape legend: N rows, P prediction values per row.
+Shape legend: N rows, B rows of a batch, P prediction values per row.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import token_budget_batches
 from hftransfer.errors import DataError
-from hftransfer.tasks.base import Task
+from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training.distributed import is_sharded, release, same_passes
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 # Padded tokens per batch: large enough to fill the processor, small enough for its cache.
 MAX_BATCH_TOKENS = 8192
 
+Piece: TypeAlias = tuple[NDArray[np.int64], Any]
+"""Rows, and what was predicted for them: an array (B, P) or a list of B arrays."""
+
 
 def predict(
     model: nn.Module,
@@ -32,7 +37,7 @@ def predict(
     *,
     max_examples: int = 256,
     accelerator: Accelerator | None = None,
-) -> NDArray[np.float32]:
+) -> Predictions:
     """Run the model over all rows.
 
     Args:
@@ -43,39 +48,59 @@ def predict(
         accelerator: Shares the batches between its processes; every process gets all predictions.
 
     Returns:
-        Predictions in the order of the rows, (N, P).
+        Predictions in the order of the rows: (N, P), or a list of N arrays where the task gives lists.
 
     Raises:
         DataError: If there are no rows.
     """
-    # Weights that were gathered in inference mode could not be trained afterwards.
-    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
-        predictions_NP = _predict(model, task, inputs, max_examples, accelerator)
-    release(model)
-    return predictions_NP.float().cpu().numpy()
-
-
-def _predict(
-    model: nn.Module, task: Task, inputs: Inputs, max_examples: int, accelerator: Accelerator | None
-) -> torch.Tensor:
-    """The predictions of all rows on every process, (N, P)."""
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = next(model.parameters()).device
+    batches = token_budget_batches(inputs.lengths_N, MAX_BATCH_TOKENS, max_examples)
+    if not batches:
+        raise DataError("no rows to predict", where="features", fix="give at least one example")
     was_training = model.training
     model.eval()
-    batches = token_budget_batches(inputs.lengths_N, MAX_BATCH_TOKENS, max_examples)
-    predictions_NP: torch.Tensor | None = None
-    for position, counts in same_passes(len(batches), rank, world_size):
-        rows = batches[position]
-        batch = {name: tensor.to(device) for name, tensor in inputs.collate(rows).items() if name != "labels"}
-        outputs_BP = task.predictions(inputs.run(model, batch))
-        if predictions_NP is None:
-            predictions_NP = torch.zeros(len(inputs.lengths_N), outputs_BP.shape[1], device=device)
-        if counts:
-            predictions_NP[torch.from_numpy(rows).to(device)] = outputs_BP
-    if predictions_NP is None:
-        raise DataError("no rows to predict", where="features", fix="give at least one example")
-    if accelerator is not None and world_size > 1:
-        predictions_NP = accelerator.reduce(predictions_NP, "sum")
+    pieces = _run(model, task, inputs, batches, same_passes(len(batches), rank, world_size))
+    release(model)
     model.train(was_training)
-    return predictions_NP
+    if world_size > 1:
+        from accelerate.utils import gather_object
+
+        pieces = gather_object(pieces)
+    return _in_order(pieces, len(inputs.lengths_N))
+
+
+def _run(
+    model: nn.Module,
+    task: Task,
+    inputs: Inputs,
+    batches: list[NDArray[np.int64]],
+    passes: Sequence[tuple[int, bool]],
+) -> list[Piece]:
+    """The predictions of one process, on the CPU."""
+    device = next(model.parameters()).device
+    found: list[Piece] = []
+    # Weights that were gathered in inference mode could not be trained afterwards.
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        for position, counts in passes:
+            rows = batches[position]
+            batch = {name: tensor.to(device) for name, tensor in inputs.collate(rows).items()}
+            predicted = task.predictions(partial(inputs.run, model), batch)
+            if counts:
+                found.append((rows, predicted))
+    # Only now, so that a GPU need not wait for each batch to be copied.
+    return [(rows, part.cpu().numpy() if isinstance(part, torch.Tensor) else part) for rows, part in found]
+
+
+def _in_order(pieces: list[Piece], count: int) -> Predictions:
+    """The predictions of all batches by row."""
+    first = pieces[0][1]
+    if isinstance(first, np.ndarray):
+        array_NP = np.empty((count, *first.shape[1:]), first.dtype)
+        for rows, part in pieces:
+            array_NP[rows] = part
+        return array_NP
+    listed: list[NDArray[Any]] = [np.empty(0)] * count
+    for rows, part in pieces:
+        for row, values in zip(rows.tolist(), part, strict=True):
+            listed[row] = values
+    return listed

@@ -272,15 +272,15 @@ class Training:
     def _evaluate(self, now: StageRun) -> None:
         """Score the validation data, keep the best weights, count patience."""
         inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
-        predictions_NP = predict(
+        predictions = predict(
             inner,
             self.task,
             now.inputs.splits["validation"],
             max_examples=self.recipe.optim.per_device_eval_batch_size,
             accelerator=self.accelerator,
         )
-        self.task.calibrate(predictions_NP, self.validation)
-        scores = self.task.score(predictions_NP, self.validation)
+        self.task.calibrate(predictions, self.validation)
+        scores = self.task.score(predictions, self.validation)
         value = scores[self.metric]
         better = is_better(value, self.progress.best_score, self.metric)
         if better:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.data.streaming import load_stream, stream_from_objects
@@ -12,16 +15,19 @@ from hftransfer.models.load import LoadedModel, load_model, max_input_length, po
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.labels import Labels
-from hftransfer.tasks.metrics import METRICS, did_you_mean
+from hftransfer.tasks.metrics import did_you_mean
 from hftransfer.training.defaults import Origins, derive
 from hftransfer.training.streaming import Chunks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from datasets import Dataset
 
-# A model without a length limit of its own is given at most this many tokens unless the recipe says more.
+# A limit up to this is taken as it is. Above it, or without one, the training inputs decide: as many tokens as hold
+# this share of a sample of them, in steps, at most so many.
 DEFAULT_MAX_LENGTH = 512
+COVERED_SHARE, SAMPLED_EXAMPLES = 0.99, 5000
+LENGTH_STEP, LONGEST_DERIVED = 64, 4096
 
 
 def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator) -> Recipe:
@@ -39,30 +45,31 @@ def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator
 
 def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     """The splits from memory if any were passed, else from the recipe's files."""
-    stratify = recipe.task.problem != "regression"
+    task, stratify = recipe.task, recipe.task.has_classes
     if recipe.data.streaming and train is not None:
-        return stream_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify)
+        return stream_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify, task=task)
     if train is not None:
-        return splits_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify)
+        return splits_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify, task=task)
     if validation is not None or test is not None:
         raise DataError("validation or test data without training data", where="finetune", fix="pass train as well")
     load = load_stream if recipe.data.streaming else load_splits
-    return load(recipe.data, seed=recipe.seed, stratify=stratify)
+    return load(recipe.data, seed=recipe.seed, stratify=stratify, task=task)
 
 
-def derive_metric(recipe: Recipe, origins: Origins, labels: Labels, default: str) -> Recipe:
-    """Choose the metric that picks the best model, or check the one that was asked for.
+def derive_task(recipe: Recipe, origins: Origins, task: Task) -> Recipe:
+    """Note what the data decided of the task, and choose or check the metric that picks the best model.
 
     Raises:
-        RecipeError: If the problem has no such metric.
+        RecipeError: If the task has no such metric.
     """
-    metric, problem = recipe.evaluation.metric, labels.problem
+    for name, (value, reason) in task.derived().items():
+        recipe = derive(recipe, origins, "task", name, value, reason)
+    metric, what = recipe.evaluation.metric, getattr(recipe.task, "problem", recipe.task.type)
     if metric is None:
-        return derive(recipe, origins, "evaluation", "metric", default, f"the usual one for {problem}")
-    known = [*METRICS[problem], *(f"f1/{name}" for name in labels.names)]
-    if metric not in known:
+        return derive(recipe, origins, "evaluation", "metric", task.default_metric, f"the usual one for {what}")
+    if metric not in task.metrics:
         raise RecipeError(
-            f"no metric {metric!r} for {problem}", where="evaluation.metric", fix=did_you_mean(metric, known)
+            f"no metric {metric!r} for {what}", where="evaluation.metric", fix=did_you_mean(metric, task.metrics)
         )
     return recipe
 
@@ -72,7 +79,7 @@ def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: T
 
     One token sums up a text badly until the blocks have learned to make it do so (docs/decisions/0001-mean-pooling.md).
     """
-    if recipe.task.pooling != "auto":
+    if getattr(recipe.task, "pooling", None) != "auto":
         return recipe
     if not strategy.probes_head:
         return derive(recipe, origins, "task", "pooling", "own", "the blocks learn")
@@ -86,15 +93,17 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
 
     Raises:
         TrainingError: If the model overflows in this precision.
+        CheckpointError: If it cannot be read, or cannot do the task.
     """
     loaded = load_model(
         recipe.checkpoint,
         task.auto_class,
         config_overrides=task.config_overrides(),
-        pooling=recipe.task.pooling,
+        pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
+    task.attach(loaded.model, loaded.tokenizer)
     if precision == "fp16" and loaded.model.config.model_type == "t5":
         raise TrainingError(
             "T5 overflows to NaN in fp16", where=recipe.checkpoint, fix="launch with --mixed_precision bf16"
@@ -102,23 +111,47 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
     return loaded
 
 
-def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel) -> Recipe:
-    """The model's limit, unless the recipe says less.
+def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel, task: Task, train: Dataset) -> Recipe:
+    """The model's limit; where that is high or absent, what holds nearly all of the training inputs.
+
+    Batches are padded to their longest row, so a limit that no input reaches costs nothing.
 
     Raises:
         RecipeError: If the recipe asks for more than the model has positions.
     """
     limit, wanted = max_input_length(loaded.model, loaded.tokenizer), recipe.data.max_length
-    if wanted is None:
-        reason = "no limit of the model, so the usual one" if limit is None else "the model's limit"
-        return derive(recipe, origins, "data", "max_length", limit or DEFAULT_MAX_LENGTH, reason)
-    if limit is not None and wanted > limit:
-        raise RecipeError(
-            f"{wanted} tokens asked for, but the model takes {limit}",
-            where="data.max_length",
-            fix=f"set at most {limit}",
-        )
-    return recipe
+    if wanted is not None:
+        if limit is not None and wanted > limit:
+            raise RecipeError(
+                f"{wanted} tokens asked for, but the model takes {limit}",
+                where="data.max_length",
+                fix=f"set at most {limit}",
+            )
+        return recipe
+    if limit is not None and limit <= DEFAULT_MAX_LENGTH:
+        return derive(recipe, origins, "data", "max_length", limit, "the model's limit")
+    most = min(limit or LONGEST_DERIVED, LONGEST_DERIVED)
+    sample = train.select(range(min(len(train), SAMPLED_EXAMPLES)))
+    lengths = task.encode(sample, loaded.tokenizer, most).sequence_lengths
+    covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
+    chosen = min(max(-(-covering // LENGTH_STEP) * LENGTH_STEP, DEFAULT_MAX_LENGTH), most)
+    takes = "sets no limit" if limit is None else f"takes {limit:,}"
+    reason = f"holds {(lengths <= chosen).mean():.1%} of the training inputs; the model {takes}"
+    return derive(recipe, origins, "data", "max_length", chosen, reason)
+
+
+def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> None:
+    """Add to the reason of a derived max_length what it means for the training inputs."""
+    reason = origins.get("data.max_length", "")
+    if not reason.startswith("derived"):
+        return
+    if train.truncated_rows:
+        found = f"{train.truncated_rows / train.num_examples:.1%} of the training examples are longer"
+    elif len(train) > train.num_examples:
+        found = "longer training examples are read in windows"
+    else:
+        found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
+    origins["data.max_length"] = f"{reason}; {found}"
 
 
 def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recipe) -> dict[str, Features]:
@@ -126,7 +159,7 @@ def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recip
     assert recipe.data.max_length is not None
     found = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
-        name: task.encode(dataset, loaded.tokenizer, recipe.data.max_length)
+        name: task.encode(dataset, loaded.tokenizer, recipe.data.max_length, training=name == "train")
         for name, dataset in found.items()
         if dataset is not None
     }
@@ -139,21 +172,45 @@ def chunks_of(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recipe) -
     if splits.stream is None:
         return None
     return Chunks(
-        splits.stream, lambda part: task.encode(part, loaded.tokenizer, max_length), recipe.data.chunk_examples
+        splits.stream,
+        lambda part: task.encode(part, loaded.tokenizer, max_length, training=True),
+        recipe.data.chunk_examples,
     )
 
 
 def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:
     """How much data there is, how long it is, and what max_length cuts off."""
-    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in features.items())
+    sizes = ", ".join(f"{name} {_size(rows)}" for name, rows in features.items())
     train = features["train"]
     mean, longest = train.lengths_N.mean(), train.lengths_N.max()
     lines = [f"Examples: {sizes}; training inputs have {mean:.0f} tokens on average, at most {longest}"]
     for name, rows in features.items():
-        if rows.truncated_rows:
-            share = rows.truncated_tokens / (rows.truncated_tokens + rows.lengths_N.sum())
+        if rows.truncated_rows or rows.lost_labels:
+            share = rows.truncated_tokens / max(rows.truncated_tokens + rows.lengths_N.sum(), 1)
+            gold = f", {rows.lost_labels:,} of {rows.gold_labels:,} labels out of sight" if rows.gold_labels else ""
             lines.append(
-                f"Truncated in {name}: {rows.truncated_rows:,} of {len(rows):,} rows "
-                f"at {recipe.data.max_length} tokens, {share:.1%} of all tokens lost"
+                f"Truncated in {name}: {rows.truncated_rows:,} of {rows.num_examples:,} examples "
+                f"({rows.truncated_rows / rows.num_examples:.1%}) at {recipe.data.max_length} tokens, "
+                f"{share:.1%} of all tokens lost{gold}"
             )
     return lines
+
+
+def truncation_facts(features: Mapping[str, Features]) -> dict[str, dict[str, int]]:
+    """What max_length cuts off in every split, for metrics.json."""
+    return {
+        name: {
+            "examples": rows.num_examples,
+            "truncated_examples": rows.truncated_rows,
+            "tokens": int(rows.lengths_N.sum()) + rows.truncated_tokens,
+            "truncated_tokens": rows.truncated_tokens,
+            "gold_labels": rows.gold_labels,
+            "truncated_gold_labels": rows.lost_labels,
+        }
+        for name, rows in features.items()
+    }
+
+
+def _size(rows: Features) -> str:
+    windows = f" in {len(rows):,} windows" if len(rows) > rows.num_examples else ""
+    return f"{rows.num_examples:,}{windows}"

@@ -77,7 +77,9 @@ def training_step(
         This rank's part of the global batch's mean loss, detached; the sum over ranks is the loss.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    weight = task.weight(inputs.features, rows)
+    # What a task draws at random is the same for a row however the batch is shared out.
+    drawn = step_seed(seed, step, 0, 0)
+    weight = task.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
@@ -85,13 +87,12 @@ def training_step(
     for micro_step in range(num_micro_steps):
         # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
         idle = micro_step >= len(pieces)
-        batch = inputs.collate(rows[:1] if idle else pieces[micro_step])
+        batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        unlabelled = {name: tensor for name, tensor in batch.items() if name != "labels"}
         torch.manual_seed(step_seed(seed, step, micro_step, rank))
         last = micro_step == num_micro_steps - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = task.loss(inputs.run(model, unlabelled), batch) * (0.0 if idle else 1.0 / weight)
+            loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
             # DDP averages gradients over ranks; the loss is a sum over them.
             accelerator.backward(loss * world_size)
         total += loss.detach()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Shown whatever their origin; everything else only when somebody set it.
 ALWAYS_SHOWN = (
     "checkpoint",
+    "task.type",
     "task.problem",
     "task.pooling",
     "strategy.type",
@@ -86,8 +87,8 @@ def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     table.add_column("metric")
     for split in scores:
         table.add_column(split, justify="right")
-    for name in next(iter(scores.values())):
-        table.add_row(name, *(f"{split_scores[name]:.4f}" for split_scores in scores.values()))
+    for name in dict.fromkeys(name for of_split in scores.values() for name in of_split):
+        table.add_row(name, *(f"{of_split[name]:.4f}" if name in of_split else "" for of_split in scores.values()))
     return table
 
 

@@ -1,4 +1,4 @@
-"""Every strategy on every family: frozen stays frozen, what learns learns, stock transformers loads what is left."""
+"""What strategies promise beyond `test_tasks.py`: features that rest, pooling blocks that never learn, merging."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from hftransfer import make_strategy
 from hftransfer.errors import StrategyError
 from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.strategies.registry import STRATEGIES
+from tests.contract.stages import train_all_stages
 from tests.tiny_models import FAMILIES
 
 NAMES = ("no", "perhaps", "yes")
 SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
-REFUSED = {("bitfit", family) for family in ("t5", "llama", "modernbert")}
-CASES = [(strategy, family) for family in FAMILIES for strategy in STRATEGIES]
 
 
 def load(folder: Path, pooling: str = "own") -> LoadedModel:
@@ -39,50 +37,9 @@ def batch_of(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     return dict(loaded.tokenizer(texts, padding=True, return_tensors="pt"))
 
 
-def train_all_stages(strategy: Any, model: Any, loaded: LoadedModel) -> set[str]:
-    """Two steps in every stage, in which exactly what is meant to learn changes; the names of what learned at all."""
+def loss_of(loaded: LoadedModel) -> Any:
     batch, labels = batch_of(loaded), torch.tensor([0, 1, 2, 0])
-    learned: set[str] = set()
-    for stage in strategy.stages(loaded.anatomy):
-        strategy.enter_stage(model, stage)
-        learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        optimizer = torch.optim.AdamW(strategy.param_groups(model, 1e-2))
-        for _ in range(2):
-            model.train()
-            loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
-            assert torch.isfinite(loss)
-            loss.backward()
-            for name, parameter in model.named_parameters():
-                assert parameter.requires_grad or parameter.grad is None, name
-            optimizer.step()
-            optimizer.zero_grad()
-        changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
-        assert changed == learns, stage
-        learned |= changed
-    return learned
-
-
-@pytest.mark.parametrize(("name", "family"), CASES)
-def test_strategy_on_family(name: str, family: str, checkpoints: Path, tmp_path: Path) -> None:
-    loaded = load(checkpoints / family)
-    strategy = make_strategy(name, **SETTINGS.get(name, {}))
-    if (name, family) in REFUSED:
-        with pytest.raises(StrategyError):
-            strategy.apply(loaded.model, loaded.anatomy)
-        return
-    torch.manual_seed(0)
-    model: Any = strategy.apply(loaded.model, loaded.anatomy)
-    learned = train_all_stages(strategy, model, loaded)
-    plain = {key.removeprefix("base_model.model.").replace("modules_to_save.default.", "") for key in learned}
-    assert set(loaded.anatomy.head_parameters) <= plain
-    model = strategy.finish(model).eval()
-    save_model(model, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
-    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
-    batch = batch_of(loaded)
-    with torch.no_grad():
-        torch.testing.assert_close(stock(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-4)
-    assert stock.config.id2label == dict(enumerate(NAMES))
+    return lambda model: torch.nn.functional.cross_entropy(model(**batch).logits, labels)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -112,7 +69,7 @@ def test_the_pooling_block_never_learns(name: str, checkpoints: Path) -> None:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     block = inner.get_submodule(loaded.anatomy.constant[0])
     before = [parameter.clone() for parameter in block.parameters()]
-    train_all_stages(strategy, model, loaded)
+    train_all_stages(strategy, model, loaded, loss_of(loaded))
     assert all(torch.equal(old, new) for old, new in zip(before, block.parameters(), strict=True))
     assert not any(module.training for module in block.modules())
 
@@ -125,7 +82,7 @@ def test_merging_leaves_a_plain_model_with_the_same_logits(
     loaded = load(checkpoints / family)
     strategy = make_strategy(name, merge=True)
     model: Any = strategy.apply(loaded.model, loaded.anatomy)
-    train_all_stages(strategy, model, loaded)
+    train_all_stages(strategy, model, loaded, loss_of(loaded))
     model.eval()
     with torch.no_grad():
         expected = model(**batch_of(loaded)).logits

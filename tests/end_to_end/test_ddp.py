@@ -19,14 +19,22 @@ from tests.tiny_models import WORDS, write_tiny_checkpoint
 ROOT = Path(__file__).parents[2]
 # 17 rows in batches of 8: the last one has a single row, so that one of two ranks is idle.
 ROWS = [
-    {"text": " ".join(WORDS[index : index + 1 + index * 3 % 11]), "label": ("a", "b", "c")[index % 3]}
+    {
+        "text": " ".join(WORDS[index : index + 1 + index * 3 % 11]),
+        "label": ("a", "b", "c")[index % 3],
+        "choices": WORDS[index : index + 2 + index % 3],
+        "right": index % 2,
+    }
     for index in range(17)
 ]
 SETTINGS = [
     ("full", "full_fine_tuning", 1, {}),
     ("accumulated", "full_fine_tuning", 2, {"class_weights": "balanced"}),
     ("staged", "gradual_unfreezing", 1, {}),
+    # Predictions of different lengths.
+    ("choices", "full_fine_tuning", 1, {"type": "multiple_choice"}),
 ]
+COLUMNS = {"choices": {"text_pair": "choices", "label": "right"}}
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -50,7 +58,7 @@ def noted_step(accelerator, *args, **kwargs):
 
 def noted_predictions(*args, **kwargs):
     predictions = evaluate(*args, **kwargs)
-    noted.setdefault("predictions", []).append(predictions.tolist())
+    noted.setdefault("predictions", []).append([row.tolist() for row in predictions])
     return predictions
 
 
@@ -72,6 +80,7 @@ def launch(folder, checkpoint, processes):
             "output_dir": str(folder / name),
             "strategy": strategy,
             "task": task,
+            "data": COLUMNS.get(name, {}),
             "optim": {
                 "per_device_train_batch_size": 8 // processes // accumulation,
                 "gradient_accumulation_steps": accumulation,
@@ -122,7 +131,11 @@ def test_two_processes_do_what_one_does(runs, name):
     assert (alone["world_size"], first["world_size"], second["world_size"]) == (1, 2, 2)
     assert [a + b for a, b in zip(first["rows"], second["rows"], strict=True)] == alone["rows"]
     assert any(not a or not b for a, b in zip(first["rows"], second["rows"], strict=True)), "no rank was ever idle"
-    np.testing.assert_allclose(first["predictions"], alone["predictions"], atol=1e-4)
+    for found, expected in zip(first["predictions"], alone["predictions"], strict=True):
+        for row, expected_row in zip(found, expected, strict=True):
+            # What shifts all choices alike has no gradient but rounding noise, which Adam scales to full steps.
+            shift = np.mean(row) - np.mean(expected_row) if name == "choices" else 0.0
+            np.testing.assert_allclose(np.asarray(row) - shift, expected_row, atol=1e-4)
     assert first["predictions"] == second["predictions"]
 
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)]
@@ -131,5 +144,6 @@ def test_two_processes_do_what_one_does(runs, name):
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
     # A key bias shifts all of a query's scores alike: its gradient is rounding noise, which Adam scales to full steps.
-    for weight in [name for name in expected if not name.endswith("key.bias")]:
+    noisy = ("key.bias", "classifier.bias") if name == "choices" else ("key.bias",)
+    for weight in [weight for weight in expected if not weight.endswith(noisy)]:
         torch.testing.assert_close(found[weight], expected[weight], atol=1e-5, rtol=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -54,11 +55,15 @@ def models_in(annotation: object) -> set[type[BaseModel]]:
 
 
 def leaf_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
-    """(model, field) for every settable field of a model and the models below it, each model once."""
+    """(model, field) for every settable field of a model and the models below it.
+
+    Each model counts once, and a field that several models share counts once, under the base that defines it.
+    """
     leaves: set[tuple[str, str]] = set()
     for name, field in model.model_fields.items():
         below = models_in(field.annotation)
-        leaves |= set().union(*map(leaf_fields, below)) if below else {(model.__name__, name)}
+        home = next(base for base in model.__mro__ if name in inspect.get_annotations(base))
+        leaves |= set().union(*map(leaf_fields, below)) if below else {(home.__name__, name)}
     return leaves
 
 

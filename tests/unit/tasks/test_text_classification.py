@@ -46,7 +46,7 @@ def test_a_task_comes_back_from_the_config_of_its_model(problem):
     config = tiny_classifier("bert", num_labels=task.labels.num_outputs).config
     for name, value in {**task.config_overrides(), **task.saved_config()}.items():
         setattr(config, name, value)
-    again = TextClassificationTask.from_model(config, DataSection())
+    again = TextClassificationTask.from_model(task.settings, DataSection(), config)
     assert again.labels == task.labels
     assert again.decode(predictions, features) == task.decode(predictions, features)
 

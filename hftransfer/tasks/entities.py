@@ -1,0 +1,139 @@
+"""Entities in tag sequences: BIO, IOB1, BIOES and BILOU tags, read as seqeval reads them, and their scores.
+
+Shape legend: W words of an example.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from hftransfer.errors import DataError
+
+OUTSIDE = "O"
+_PREFIXED = re.compile(r"[BIESLU]-.+", re.DOTALL)
+_BILOU = {"L": "E", "U": "S"}
+
+Entity: TypeAlias = tuple[str, int, int]
+"""Type, start and end (not included), in words or characters."""
+
+
+def are_entity_tags(names: Iterable[str]) -> bool:
+    """Whether tags mark entities: each is O or has a prefix of BIO, BIOES or BILOU, and some have one."""
+    tags = set(names) - {OUTSIDE}
+    return bool(tags) and all(_PREFIXED.fullmatch(tag) for tag in tags)
+
+
+def find_entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities in a tag sequence, in words.
+
+    A tag that its predecessor does not allow (an I- after O or after another type) starts an entity, as in conlleval
+    and in seqeval's default mode.
+    """
+    found: list[Entity] = []
+    start, kind, previous = 0, "", OUTSIDE
+    for position, tag in enumerate([*tags, OUTSIDE]):
+        prefix, _, current = tag.partition("-")
+        prefix = _BILOU.get(prefix, prefix)
+        ended = previous in ("E", "S") or prefix in ("B", "S", OUTSIDE) or current != kind
+        if previous != OUTSIDE and ended:
+            found.append((kind, start, position))
+        if prefix != OUTSIDE and (previous == OUTSIDE or ended):
+            start = position
+        previous, kind = prefix, current
+    return found
+
+
+def tag_words(spans: Sequence[Entity], starts_W: Sequence[int], ends_W: Sequence[int], where: str) -> list[str]:
+    """BIO tags of words from entities in characters; a word that an entity touches belongs to it.
+
+    Args:
+        spans: The entities of one text.
+        starts_W: Where the words start.
+        ends_W: Where they end.
+        where: What to call the text in an error.
+
+    Raises:
+        DataError: If two entities share a word.
+    """
+    tags = [OUTSIDE] * len(starts_W)
+    for kind, start, end in sorted(spans, key=lambda span: span[1:]):
+        touched = [word for word in range(len(tags)) if starts_W[word] < end and ends_W[word] > start]
+        if any(tags[word] != OUTSIDE for word in touched):
+            raise DataError(
+                f"the span {start} to {end} ({kind}) shares a word with another",
+                where=where,
+                fix="spans must not overlap",
+            )
+        for word in touched:
+            tags[word] = f"{'B' if word == touched[0] else 'I'}-{kind}"
+    return tags
+
+
+def entity_scores(
+    gold: Sequence[Sequence[Entity]], predicted: Sequence[Sequence[Entity]], kinds: Iterable[str] = ()
+) -> dict[str, float]:
+    """Precision, recall and F1 of exact entities over all examples, as seqeval's `micro avg`, and the F1 of every type.
+
+    Args:
+        gold: The entities of every example.
+        predicted: What was predicted for it.
+        kinds: Types to score although they may not occur.
+
+    Returns:
+        `f1`, `precision`, `recall`, `f1_macro` (the mean over the types that occur), and `f1/<type>`. What is divided
+        by nothing is 0.
+    """
+    actual: Counter[str] = Counter()
+    claimed: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    for right, guessed in zip(gold, predicted, strict=True):
+        actual.update(kind for kind, *_ in set(right))
+        claimed.update(kind for kind, *_ in set(guessed))
+        hits.update(kind for kind, *_ in set(right) & set(guessed))
+    by_type = {kind: _f1(hits[kind], claimed[kind], actual[kind]) for kind in sorted(actual | claimed)}
+    return {
+        "f1": _f1(hits.total(), claimed.total(), actual.total()),
+        "precision": hits.total() / claimed.total() if claimed else 0.0,
+        "recall": hits.total() / actual.total() if actual else 0.0,
+        "f1_macro": sum(by_type.values()) / len(by_type) if by_type else 0.0,
+        **{f"f1/{kind}": by_type.get(kind, 0.0) for kind in sorted({*by_type, *kinds})},
+    }
+
+
+def tag_scores(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str | None]], names: Iterable[str] = ()
+) -> dict[str, float]:
+    """Word accuracy and F1 by tag; a word without a prediction is wrong.
+
+    Args:
+        gold: The tags of every example.
+        predicted: What was predicted for it.
+        names: Tags to score although they may not occur.
+
+    Raises:
+        DataError: If there is no word.
+    """
+    pairs: Counter[tuple[str | None, str | None]] = Counter(
+        pair for right, guessed in zip(gold, predicted, strict=True) for pair in zip(right, guessed, strict=True)
+    )
+    if not pairs:
+        raise DataError("no words to score", where="predictions")
+    actual: Counter[str | None] = Counter()
+    claimed: Counter[str | None] = Counter()
+    for (right, guessed), count in pairs.items():
+        actual[right] += count
+        claimed[guessed] += count
+    hits = {tag: pairs[tag, tag] for tag in actual}
+    by_tag = {str(tag): _f1(hits[tag], claimed[tag], actual[tag]) for tag in actual}
+    return {
+        "word_accuracy": sum(hits.values()) / pairs.total(),
+        "f1_macro": sum(by_tag.values()) / len(by_tag),
+        **{f"f1/{tag}": by_tag.get(tag, 0.0) for tag in sorted({*by_tag, *names})},
+    }
+
+
+def _f1(hits: int, claimed: int, actual: int) -> float:
+    return 2 * hits / (claimed + actual) if claimed + actual else 0.0

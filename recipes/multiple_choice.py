@@ -1,0 +1,26 @@
+"""Multiple choice: which of 2 to 8 choices goes with a premise.
+
+    accelerate launch recipes/multiple_choice.py --config FILE.yaml --strategy.type lora --strategy.r 16
+    hftransfer run multiple_choice --checkpoint DIR_OR_ID --data.train train.csv --data.text COLUMN --data.text_pair
+    COLUMN,COLUMN --data.label COLUMN
+
+Every setting is a flag (`--help`) and a line of the YAML file; flags win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import hftransfer
+from hftransfer import Recipe, Run
+
+
+def main(recipe: Recipe, origins: Mapping[str, str] | None = None) -> Run:
+    """Fine-tune as the recipe says: `hftransfer/finetuning.py` tells the story."""
+    return hftransfer.finetune(recipe, origins=origins)
+
+
+if __name__ == "__main__":
+    from hftransfer.cli.run import run_file
+
+    run_file(main, "multiple_choice")

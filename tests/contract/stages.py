@@ -1,0 +1,44 @@
+"""What the contract asks of training: in every stage exactly what is meant to learn changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hftransfer.models.load import LoadedModel
+
+
+def train_all_stages(
+    strategy: Any,
+    model: Any,
+    loaded: LoadedModel,
+    loss_of: Callable[[Any], torch.Tensor],
+    without_gradient: tuple[str, ...] = (),
+) -> set[str]:
+    """Two steps in every stage, in which exactly what is meant to learn changes; the names of what learned at all.
+
+    Parameters with one of the endings `without_gradient` need not change: what shifts all scores of a softmax alike has
+    a gradient of rounding noise, and now and then none at all.
+    """
+    learned: set[str] = set()
+    for stage in strategy.stages(loaded.anatomy):
+        strategy.enter_stage(model, stage)
+        learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.AdamW(strategy.param_groups(model, 1e-2))
+        for _ in range(2):
+            model.train()
+            loss = loss_of(model)
+            assert torch.isfinite(loss)
+            loss.backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.requires_grad or parameter.grad is None, name
+            optimizer.step()
+            optimizer.zero_grad()
+        changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+        assert changed <= learns, (stage, changed - learns)
+        assert {name for name in learns - changed if not name.endswith(without_gradient)} == set(), stage
+        learned |= learns
+    return learned
