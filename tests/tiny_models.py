@@ -266,7 +266,8 @@ def tiny_model(auto_class: Any, family: str, dropout: float = 0.1, seed: int = 0
             # Wider than transformers starts: tiny models would otherwise give almost the same logits for every text.
             if parameter.dim() > 1:
                 parameter.data.normal_(std=0.3)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_classifier(family: str, num_labels: int = 3, dropout: float = 0.1) -> PreTrainedModel:
