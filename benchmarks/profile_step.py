@@ -115,8 +115,8 @@ def main() -> None:
     spread = f"{min(steps.seconds):.3f} to {max(steps.seconds):.3f}"
     print(f"\nStep: median {statistics.median(steps.seconds):.3f} s ({spread}), {TIMED} steps of {BATCH} texts.")
     print(
-        f"Best matrix products: {peak / 1e12:.2f} Tflop/s. At that rate the blocks' own operations on real tokens would "
-        f"take {share:.0%} of the time: nothing that does them can be more than {1 / share:.1f} times faster."
+        f"Best matrix products: {peak / 1e12:.2f} Tflop/s. At that rate the blocks' own operations on real tokens "
+        f"would take {share:.0%} of the time: nothing that does them can be more than {1 / share:.1f} times faster."
     )
 
 
