@@ -76,7 +76,9 @@ def find_tap(model: nn.Module, boundary: int) -> Tap:
         raise CannotSplitError(f"the blocks of {anatomy.model_class} share their weights, so part of them cannot rest")
     encoder = anatomy.blocks[: anatomy.num_encoder_blocks]
     has_decoder = 0 < len(encoder) < anatomy.num_blocks
-    if boundary > anatomy.num_blocks:
+    # What a decoder computes follows from the output, too, and its states are as many as that has tokens.
+    reads_output = has_decoder and anatomy.model_class.endswith("ForConditionalGeneration")
+    if boundary > anatomy.num_blocks and not reads_output:
         blocks = (*anatomy.blocks, *anatomy.constant)
         return Tap(boundary, _stack(anatomy.blocks[-1]), False, blocks, _head_input(model, anatomy))
     if has_decoder and boundary > len(encoder):

@@ -281,6 +281,8 @@ def _from_pretrained(
             dtype=torch.float32,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            # A pickle file may hold nothing but tensors: it could run code otherwise.
+            weights_only=True,
             ignore_mismatched_sizes=True,
         )
     mismatched = frozenset(key for key, *_ in report["mismatched_keys"])

@@ -90,6 +90,13 @@ class Strategy(ABC):
             )
         anatomy = freezing.attach_anatomy(model, anatomy)
         stages = self.stages(anatomy)
+        if not anatomy.head_parameters and any(stage.boundary == anatomy.head_depth for stage in stages):
+            raise StrategyError(
+                f"the head of {anatomy.model_class} shares the weights of the embeddings and has none of its own to "
+                "train alone",
+                where=f"strategy.type {self.type}",
+                fix="choose top_layers, full_fine_tuning or lora",
+            )
         model = self.insert(model, anatomy)
         self.enter_stage(model, stages[0])
         return model

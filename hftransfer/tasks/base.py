@@ -146,6 +146,8 @@ class Task(ABC):
     """Endings of the model classes that are trained for this task."""
     random_inputs: ClassVar[bool] = False
     """Whether a row's inputs are drawn anew at every step, so that nothing of them can be kept."""
+    needs_pretrained_head: ClassVar[bool] = False
+    """Whether the head must come with the checkpoint: a new one over the vocabulary would have all to learn."""
     default_metric: str
     metrics: tuple[str, ...]
 

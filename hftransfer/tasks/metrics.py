@@ -41,6 +41,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "tags": ("word_accuracy", "f1_macro"),
     "question_answering": ("exact_match", "f1", "f1_answerable", "accuracy_unanswerable"),
     "multiple_choice": ("accuracy",),
+    "generation": ("chrf", "bleu", "rouge1", "rouge2", "rouge_l", "exact_match"),
 }
 """The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""
 

@@ -11,6 +11,7 @@ from hftransfer.recipe import DataSection, TaskSection, TaskSettings
 from hftransfer.tasks.base import Task
 from hftransfer.tasks.multiple_choice import MultipleChoiceTask
 from hftransfer.tasks.question_answering import QuestionAnsweringTask
+from hftransfer.tasks.seq2seq import Seq2SeqTask
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.tasks.token_classification import TokenClassificationTask
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, type[Task]] = {
     task.type: task
-    for task in (TextClassificationTask, TokenClassificationTask, QuestionAnsweringTask, MultipleChoiceTask)
+    for task in (
+        TextClassificationTask,
+        TokenClassificationTask,
+        QuestionAnsweringTask,
+        MultipleChoiceTask,
+        Seq2SeqTask,
+    )
 }
 
 SAVED_SETTINGS = "hftransfer_task"

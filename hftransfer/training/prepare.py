@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
-from hftransfer.errors import DataError, RecipeError, TrainingError
+from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
 from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
@@ -97,6 +97,12 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
+    if task.needs_pretrained_head and loaded.fresh_parameters:
+        raise CheckpointError(
+            f"has no pretrained head for {task.type}: {', '.join(loaded.fresh_parameters[:3])} would start at random",
+            where=recipe.checkpoint,
+            fix=f"give a checkpoint that was pretrained with one ({task.auto_class})",
+        )
     task.attach(loaded.model, loaded.tokenizer)
     if precision == "fp16" and loaded.model.config.model_type == "t5":
         raise TrainingError(
@@ -141,7 +147,7 @@ def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> Non
         return
     if train.truncated_rows:
         found = f"{train.truncated_rows / train.num_examples:.1%} of the training examples are longer"
-    elif len(train) > train.num_examples:
+    elif hasattr(recipe.task, "long_inputs") and len(train) > train.num_examples:
         found = "longer training examples are read in windows"
     else:
         found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
@@ -193,5 +199,5 @@ def truncation_facts(features: dict[str, Features]) -> dict[str, dict[str, int]]
 
 
 def _size(rows: Features) -> str:
-    windows = f" in {len(rows):,} windows" if len(rows) > rows.num_examples else ""
-    return f"{rows.num_examples:,}{windows}"
+    parts = f" in {len(rows):,} rows" if len(rows) != rows.num_examples else ""
+    return f"{rows.num_examples:,}{parts}"
