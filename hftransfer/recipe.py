@@ -175,13 +175,21 @@ class TextGeneration(SmoothedTask):
     num_beams: PositiveInt = Field(1, description="Beams of the generation; 1 is greedy.")
 
 
+class MaskedLM(TaskSection):
+    """Hidden tokens from what is around them: goes on pretraining on the texts of a domain or a task."""
+
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ()
+    type: Literal["masked_lm"] = Field("masked_lm", description="Name of the task.")
+    whole_words: bool = Field(False, description="Mask whole words, not single tokens (T5 hides spans either way).")
+
+
 def listed_columns(names: str | None) -> list[str]:
     """The column names in a setting that may hold several, joined by commas."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 TaskSettings = Annotated[
-    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice | TextGeneration,
+    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice | TextGeneration | MaskedLM,
     Field(discriminator="type"),
 ]
 

@@ -234,6 +234,17 @@ FAMILIES: dict[str, TinyFamily] = {
 
 LANGUAGE_MODELS: dict[str, tuple[str, ...]] = {
     "AutoModelForSeq2SeqLM": ("t5", "bart"),
+    "AutoModelForMaskedLM": (
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "albert",
+        "electra",
+        "mpnet",
+        "deberta-v2",
+        "modernbert",
+    ),
 }
 """Auto class -> the families that have a pretrained head of it."""
 

@@ -118,6 +118,15 @@ def possible_poolings(checkpoint: str, auto_class: type | str) -> tuple[Pooling,
     return available_poolings(config, is_classifier=_is_classifier(_model_class(auto_class)))
 
 
+def model_type(checkpoint: str) -> str:
+    """The `model_type` of a checkpoint; reads only the config.
+
+    Raises:
+        CheckpointError: The config cannot be read.
+    """
+    return str(_load_config(*split_revision(checkpoint)).model_type)
+
+
 def load_model(
     checkpoint: str,
     auto_class: type | str,

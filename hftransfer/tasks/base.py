@@ -182,6 +182,10 @@ class Task(ABC):
         """What the config of the trained model must also keep."""
         return {}
 
+    def class_for(self, model_type: str) -> str:
+        """The Auto class that loads a model of this type."""
+        return self.auto_class
+
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Learn what collating and predicting must know of the model; called once it is loaded, before `encode`.
 

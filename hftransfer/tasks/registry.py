@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from hftransfer.errors import CheckpointError
 from hftransfer.recipe import DataSection, TaskSection, TaskSettings
 from hftransfer.tasks.base import Task
+from hftransfer.tasks.masked_lm import MaskedLMTask
 from hftransfer.tasks.multiple_choice import MultipleChoiceTask
 from hftransfer.tasks.question_answering import QuestionAnsweringTask
 from hftransfer.tasks.seq2seq import Seq2SeqTask
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
         QuestionAnsweringTask,
         MultipleChoiceTask,
         Seq2SeqTask,
+        MaskedLMTask,
     )
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
-from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
+from hftransfer.models.load import LoadedModel, load_model, max_input_length, model_type, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
@@ -91,7 +91,7 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
     """
     loaded = load_model(
         recipe.checkpoint,
-        task.auto_class,
+        task.class_for(model_type(recipe.checkpoint)),
         config_overrides=task.config_overrides(),
         pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,

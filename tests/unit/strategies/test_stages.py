@@ -47,7 +47,7 @@ def test_gradual_unfreezing_descends_from_the_head_to_zero(sizes: tuple[int, int
 def test_gradual_unfreezing_begins_at_the_top_block_where_the_head_is_the_embeddings() -> None:
     stages = make_strategy("gradual_unfreezing", stages=3).stages(anatomy_with(6, tied_head=True))
     assert [stage.boundary for stage in stages] == [6, 3, 0]
-    with pytest.raises(StrategyError, match="choose 2 to 7$"):
+    with pytest.raises(StrategyError, match=r"choose 2 to 7$"):
         make_strategy("gradual_unfreezing", stages=8).stages(anatomy_with(6, tied_head=True))
 
 
