@@ -49,7 +49,8 @@ class DataSection(Section):
         "label",
         description="Column with the label (a string, an integer, a number or a list of labels). Token classification: "
         "a tag per word, or spans of raw text as {start, end, label}. Question answering: {text, answer_start}. "
-        "Multiple choice: the number of the right choice, from 0. Generation: the output, or a list of right ones.",
+        "Multiple choice: the number of the right choice, from 0. Generation: the output, or a list of right ones "
+        "(causal_lm learns from texts alone unless the column is named).",
     )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
@@ -160,19 +161,24 @@ class MultipleChoice(TaskSection):
 
 
 class TextGeneration(SmoothedTask):
-    """Text from text, by an encoder-decoder (`seq2seq`)."""
+    """Text from text by an encoder-decoder (`seq2seq`), or by a decoder (`causal_lm`), which also learns from texts."""
 
     label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("text", "texts")
-    type: Literal["seq2seq"] = Field("seq2seq", description="Name of the task.")
+    type: Literal["seq2seq", "causal_lm"] = Field("seq2seq", description="Name of the task.")
     prompt: str | None = Field(
         None,
         description="What is put before the text, such as 'summarize: ', or around it, with {text} (and {text_pair}) "
-        "in their places.",
+        "in their places; causal_lm: or 'chat' for the tokenizer's chat template.",
     )
     max_new_tokens: PositiveInt = Field(
         128, description="Longest output in tokens: generation ends there, and longer training targets are cut."
     )
     num_beams: PositiveInt = Field(1, description="Beams of the generation; 1 is greedy.")
+
+    def label_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
+        """The outputs; none for causal_lm unless their column is named, which then learns from texts alone."""
+        named = "label" in data.model_fields_set and bool(data.label)
+        return super().label_columns(data) if named or self.type == "seq2seq" else {}
 
 
 class MaskedLM(TaskSection):

@@ -234,6 +234,7 @@ FAMILIES: dict[str, TinyFamily] = {
 
 LANGUAGE_MODELS: dict[str, tuple[str, ...]] = {
     "AutoModelForSeq2SeqLM": ("t5", "bart"),
+    "AutoModelForCausalLM": ("gpt2", "llama"),
     "AutoModelForMaskedLM": (
         "bert",
         "roberta",

@@ -211,7 +211,7 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
 
     def keep(tap: Tap, hidden_BTD: torch.Tensor) -> None:
         if tap.boundary not in found:
-            found[tap.boundary] = select(hidden_BTD, inputs["attention_mask"], tap.head_input)
+            found[tap.boundary] = select(hidden_BTD, inputs.get("attention_mask"), tap.head_input)
         if len(found) == len(taps):
             raise _Reached
 
@@ -234,12 +234,13 @@ def _capture_hook(module: nn.Module, tap: Tap, keep: Callable[[Tap, torch.Tensor
     return module.register_forward_hook(lambda _, __, output: keep(tap, _first(output)))
 
 
-def select(hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor, head_input: HeadInput) -> torch.Tensor:
+def select(hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor | None, head_input: HeadInput) -> torch.Tensor:
     """What is kept of the states of a batch that is padded on the right: (B, T, D), or (B, 1, D) for one vector."""
     if head_input == "tokens":
         return hidden_BTD
     if head_input == "first":
         return hidden_BTD[:, :1]
+    assert attention_mask_BT is not None, "packed rows have several texts, so none of their vectors is the one"
     if head_input == "last":
         last_B = attention_mask_BT.sum(1) - 1
         return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last_B][:, None]

@@ -81,11 +81,16 @@ class GenerationTask(Task):
         if generation.do_sample:
             generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
 
+    @property
+    def prompt(self) -> str | None:
+        """What is put around the texts."""
+        return self.settings.prompt
+
     def texts(self, dataset: Dataset) -> list[str]:
         """The input of every example, the prompt included."""
         texts = dataset[self.data.text][:]
         pairs = [None] * len(texts) if self.data.text_pair is None else dataset[self.data.text_pair][:]
-        return [fill_prompt(self.settings.prompt, text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        return [fill_prompt(self.prompt, text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
     def references(self, dataset: Dataset) -> list[list[str]] | None:
         """The right outputs of every example, None for data without a label column.

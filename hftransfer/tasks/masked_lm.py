@@ -8,7 +8,7 @@ Shape legend: B rows of a batch, T tokens, U tokens of T5's output, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hftransfer.recipe import DataSection, MaskedLM
 from hftransfer.tasks import masking, metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged, Task, row_mask
 from hftransfer.tasks.losses import token_loss
-from hftransfer.tasks.text_metrics import token_metrics
+from hftransfer.tasks.text_metrics import token_metrics, token_record
 from hftransfer.tasks.windows import check_offsets
 
 if TYPE_CHECKING:
@@ -208,19 +208,10 @@ class MaskedLMTask(Task):
         by_example: list[list[NDArray[Any]]] = [[] for _ in range(features.num_examples)]
         for example, row_M2 in zip(features.example_N.tolist(), predictions, strict=True):
             by_example[example].append(row_M2[:, 0])
-        return [_record(losses) for losses in by_example]
+        return [token_record(losses) for losses in by_example]
 
 
 def _ids(features: Features, row: int) -> NDArray[np.int64]:
     """The tokens of a row."""
     start, end = features.offsets_N1[row : row + 2]
     return features.columns["input_ids"][start:end].astype(np.int64)
-
-
-def _record(losses: Sequence[NDArray[Any]]) -> dict[str, Any]:
-    """The record of one example from the losses of its rows."""
-    count = sum(map(len, losses))
-    if not count:
-        return {"prediction": None, "token_loss": None, "tokens": 0}
-    scores = token_metrics(losses)
-    return {"prediction": scores["perplexity"], "token_loss": scores["token_loss"], "tokens": count}

@@ -42,6 +42,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "question_answering": ("exact_match", "f1", "f1_answerable", "accuracy_unanswerable"),
     "multiple_choice": ("accuracy",),
     "generation": ("chrf", "bleu", "rouge1", "rouge2", "rouge_l", "exact_match"),
+    "causal_lm": ("token_loss", "perplexity"),
     "masked_lm": ("token_loss", "perplexity", "masked_accuracy"),
 }
 """The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""

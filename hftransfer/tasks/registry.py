@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from hftransfer.errors import CheckpointError
 from hftransfer.recipe import DataSection, TaskSection, TaskSettings
 from hftransfer.tasks.base import Task
+from hftransfer.tasks.causal_lm import CausalLMTask
 from hftransfer.tasks.masked_lm import MaskedLMTask
 from hftransfer.tasks.multiple_choice import MultipleChoiceTask
 from hftransfer.tasks.question_answering import QuestionAnsweringTask
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
         MultipleChoiceTask,
         Seq2SeqTask,
         MaskedLMTask,
+        CausalLMTask,
     )
 }
 

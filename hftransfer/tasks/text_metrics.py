@@ -76,3 +76,12 @@ def token_metrics(losses: Sequence[NDArray[Any]]) -> dict[str, float]:
     loss = float(flat.mean())
     # Beyond this e**x is no double any more.
     return {"token_loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def token_record(losses: Sequence[NDArray[Any]]) -> dict[str, Any]:
+    """What is told of one example: its perplexity as `prediction` (None without a token), mean loss and token count."""
+    count = sum(map(len, losses))
+    if not count:
+        return {"prediction": None, "token_loss": None, "tokens": 0}
+    scores = token_metrics(losses)
+    return {"prediction": scores["perplexity"], "token_loss": scores["token_loss"], "tokens": count}

@@ -58,6 +58,9 @@ def derive_task(recipe: Recipe, origins: Origins, task: Task) -> Recipe:
     """
     for name, (value, reason) in task.derived().items():
         recipe = derive(recipe, origins, "task", name, value, reason)
+    if recipe.task.label_kinds and not recipe.task.label_columns(recipe.data):
+        # Written into recipe.yaml, the usual name would count as given.
+        recipe = derive(recipe, origins, "data", "label", "", "no column is named: the task learns from texts alone")
     metric, what = recipe.evaluation.metric, getattr(recipe.task, "problem", recipe.task.type)
     if metric is None:
         return derive(recipe, origins, "evaluation", "metric", task.default_metric, f"the usual one for {what}")

@@ -26,7 +26,7 @@ from hftransfer.tasks.registry import build_task
 from tests.tiny_models import LANGUAGE_MODELS, WORDS
 
 SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
-TASKS = {"seq2seq": "AutoModelForSeq2SeqLM", "masked_lm": "AutoModelForMaskedLM"}
+TASKS = {"seq2seq": "AutoModelForSeq2SeqLM", "masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
 TASK_SETTINGS: dict[str, dict[str, Any]] = {"seq2seq": {"max_new_tokens": 32}}
 CASES = [
     (task, family, strategy)
