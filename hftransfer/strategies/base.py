@@ -90,13 +90,6 @@ class Strategy(ABC):
             )
         anatomy = freezing.attach_anatomy(model, anatomy)
         stages = self.stages(anatomy)
-        if not anatomy.head_parameters and any(stage.boundary == anatomy.head_depth for stage in stages):
-            raise StrategyError(
-                f"the head of {anatomy.model_class} shares the weights of the embeddings and has none of its own to "
-                "train alone",
-                where=f"strategy.type {self.type}",
-                fix="choose top_layers, full_fine_tuning or lora",
-            )
         model = self.insert(model, anatomy)
         self.enter_stage(model, stages[0])
         return model
@@ -141,6 +134,22 @@ class Strategy(ABC):
             weight_decay=weight_decay,
             layer_decay=layer_decay,
         )
+
+
+def head_stage(name: str, anatomy: Anatomy, share: float = 1.0) -> Stage:
+    """A stage that trains the head alone.
+
+    Raises:
+        StrategyError: If the head has no weights of its own.
+    """
+    if not anatomy.head_parameters:
+        raise StrategyError(
+            f"the head of {anatomy.model_class} shares the weights of the embeddings and has none of its own to train "
+            "alone",
+            where=f"strategy.type {name}",
+            fix="choose top_layers, full_fine_tuning or lora",
+        )
+    return Stage("head", anatomy.head_depth, share)
 
 
 def shares(weights: Sequence[float]) -> list[float]:

@@ -182,9 +182,15 @@ class Task(ABC):
         """What the config of the trained model must also keep."""
         return {}
 
-    def class_for(self, model_type: str) -> str:
+    @classmethod
+    def class_for(cls, model_type: str) -> str:
         """The Auto class that loads a model of this type."""
-        return self.auto_class
+        return cls.auto_class
+
+    @classmethod
+    def suits(cls, model_type: str) -> bool:
+        """Whether models of this type can do the task, where transformers has a class for them."""
+        return True
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Learn what collating and predicting must know of the model; called once it is loaded, before `encode`.

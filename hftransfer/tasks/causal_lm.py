@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.errors import CheckpointError, DataError, RecipeError
+from hftransfer.models.families import FAMILIES
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged
@@ -72,6 +73,11 @@ class CausalLMTask(GenerationTask):
     def _checked(cls, settings: TextGeneration, data: DataSection, completes: bool) -> CausalLMTask:
         check_prompt(settings.prompt, data)
         return cls(settings, data, completes=completes)
+
+    @classmethod
+    def suits(cls, model_type: str) -> bool:
+        """Decoders alone: transformers also loads encoders here, whose tokens see those that they should guess."""
+        return not any(stack.encoder for stack in FAMILIES[model_type].stacks)
 
     @property
     def prompt(self) -> str | None:

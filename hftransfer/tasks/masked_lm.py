@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.errors import CheckpointError, DataError
+from hftransfer.models.families import FAMILIES
 from hftransfer.recipe import DataSection, MaskedLM
 from hftransfer.tasks import masking, metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged, Task, row_mask
@@ -60,9 +61,15 @@ class MaskedLMTask(Task):
         """The task; nothing of it is in the config."""
         return cls(settings, data)
 
-    def class_for(self, model_type: str) -> str:
+    @classmethod
+    def class_for(cls, model_type: str) -> str:
         """T5 has a decoder over the vocabulary where encoders have a head for masked tokens."""
-        return "AutoModelForSeq2SeqLM" if model_type in SPAN_MODELS else self.auto_class
+        return "AutoModelForSeq2SeqLM" if model_type in SPAN_MODELS else cls.auto_class
+
+    @classmethod
+    def suits(cls, model_type: str) -> bool:
+        """Encoders, and T5."""
+        return model_type in SPAN_MODELS or all(stack.encoder for stack in FAMILIES[model_type].stacks)
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Learn what to mask with.

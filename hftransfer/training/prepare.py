@@ -9,6 +9,7 @@ import numpy as np
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
+from hftransfer.models.families import FAMILIES
 from hftransfer.models.load import LoadedModel, load_model, max_input_length, model_type, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
@@ -92,9 +93,12 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         TrainingError: If the model overflows in this precision.
         CheckpointError: If it cannot be read, or cannot do the task.
     """
+    kind = model_type(recipe.checkpoint)
+    if kind in FAMILIES and not task.suits(kind):
+        raise CheckpointError(f"{kind} models cannot do {task.type}", where=recipe.checkpoint, fix="see docs/matrix.md")
     loaded = load_model(
         recipe.checkpoint,
-        task.class_for(model_type(recipe.checkpoint)),
+        task.class_for(kind),
         config_overrides=task.config_overrides(),
         pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,

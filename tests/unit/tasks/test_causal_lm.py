@@ -13,7 +13,7 @@ from hftransfer.errors import CheckpointError, RecipeError
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks.causal_lm import CausalLMTask, pack
 from hftransfer.training import evaluate
-from tests.tiny_models import WORDS, tiny_model, tiny_tokenizer
+from tests.tiny_models import FAMILIES, WORDS, tiny_model, tiny_tokenizer
 
 TEXTS = [" ".join(WORDS[:30]), "the film was good", "sad", " ".join(WORDS[5:14]), "we liked it very much"]
 LABELS = [["good film", "nice"], ["we liked it"], ["story"], ["bad"], ["a dog"]]
@@ -113,6 +113,11 @@ def test_batches_generate_what_single_prompts_do(family, beams):
         assert task.decode(found, features) == expected
     features = task.encode(dataset, tokenizer, 60)
     assert set(task.score(evaluate.predict(model, task, PlainInputs(task, features)), features)) == set(task.metrics)
+
+
+def test_only_decoders_suit():
+    """An encoder's tokens see those that they should guess."""
+    assert [family for family in FAMILIES if CausalLMTask.suits(family)] == ["gpt2", "llama"]
 
 
 def test_what_cannot_work_is_refused():
