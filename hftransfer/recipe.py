@@ -38,7 +38,7 @@ class DataSection(Section):
     text: str = Field(
         "text",
         description="Column with the text. Token classification: lists of words, or raw text. Question answering: the "
-        "question. Multiple choice: the premise, or several columns joined by commas.",
+        "question. Multiple choice: the premise, or several columns joined by commas. Generation: the input.",
     )
     text_pair: str | None = Field(
         None,
@@ -49,7 +49,8 @@ class DataSection(Section):
         "label",
         description="Column with the label (a string, an integer, a number or a list of labels). Token classification: "
         "a tag per word, or spans of raw text as {start, end, label}. Question answering: {text, answer_start}. "
-        "Multiple choice: the number of the right choice, from 0.",
+        "Multiple choice: the number of the right choice, from 0. Generation: the output, or a list of right ones "
+        "(causal_lm learns from texts alone unless the column is named).",
     )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
@@ -102,7 +103,15 @@ class WindowedTask(TaskSection):
     )
 
 
-class TextClassification(WindowedTask):
+class SmoothedTask(TaskSection):
+    """Base of the tasks whose target is one of several classes or tokens; its setting counts once."""
+
+    label_smoothing: Fraction = Field(
+        0.0, description="Share of the target spread over all classes (single label) or tokens."
+    )
+
+
+class TextClassification(WindowedTask, SmoothedTask):
     """Single label, pairs, multi-label and regression are one task with a `problem` setting."""
 
     type: Literal["text_classification"] = Field("text_classification", description="Name of the task.")
@@ -117,7 +126,6 @@ class TextClassification(WindowedTask):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: weigh classes by inverse frequency."
     )
-    label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes (single label).")
     focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
     tune_thresholds: bool = Field(True, description="Multi-label: choose each label's threshold on validation.")
 
@@ -156,13 +164,43 @@ class MultipleChoice(TaskSection):
         return {**dict.fromkeys(listed_columns(data.text), self.text_kinds), **dict.fromkeys(choices, kinds)}
 
 
+class TextGeneration(SmoothedTask):
+    """Text from text by an encoder-decoder (`seq2seq`), or by a decoder (`causal_lm`), which also learns from texts."""
+
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ("text", "texts")
+    type: Literal["seq2seq", "causal_lm"] = Field("seq2seq", description="Name of the task.")
+    prompt: str | None = Field(
+        None,
+        description="What is put before the text, such as 'summarize: ', or around it, with {text} (and {text_pair}) "
+        "in their places; causal_lm: or 'chat' for the tokenizer's chat template.",
+    )
+    max_new_tokens: PositiveInt = Field(
+        128, description="Longest output in tokens: generation ends there, and longer training targets are cut."
+    )
+    num_beams: PositiveInt = Field(1, description="Beams of the generation; 1 is greedy.")
+
+    def label_columns(self, data: DataSection) -> dict[str, tuple[ColumnKind, ...]]:
+        """The outputs; none for causal_lm unless their column is named, which then learns from texts alone."""
+        named = "label" in data.model_fields_set and bool(data.label)
+        return super().label_columns(data) if named or self.type == "seq2seq" else {}
+
+
+class MaskedLM(TaskSection):
+    """Hidden tokens from what is around them: goes on pretraining on the texts of a domain or a task."""
+
+    label_kinds: ClassVar[tuple[ColumnKind, ...]] = ()
+    type: Literal["masked_lm"] = Field("masked_lm", description="Name of the task.")
+    whole_words: bool = Field(False, description="Mask whole words, not single tokens (T5 hides spans either way).")
+
+
 def listed_columns(names: str | None) -> list[str]:
     """The column names in a setting that may hold several, joined by commas."""
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 TaskSettings = Annotated[
-    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice, Field(discriminator="type")
+    TextClassification | TokenClassification | QuestionAnswering | MultipleChoice | TextGeneration | MaskedLM,
+    Field(discriminator="type"),
 ]
 
 
@@ -170,10 +208,12 @@ class StrategySection(Section):
     """Base of the strategies' settings."""
 
 
-class FeatureExtraction(StrategySection):
-    """Freeze the backbone and train the head: one stage with the boundary at the head."""
+class PlainStrategy(StrategySection):
+    """The strategies without settings: the head alone, everything, or the bias terms (BitFit, arXiv:2106.10199)."""
 
-    type: Literal["feature_extraction"] = Field("feature_extraction", description="Name of the strategy.")
+    type: Literal["feature_extraction", "full_fine_tuning", "bitfit"] = Field(
+        "full_fine_tuning", description="Name of the strategy."
+    )
 
 
 class TopLayers(StrategySection):
@@ -192,17 +232,13 @@ class GradualUnfreezing(StrategySection):
     )
 
 
-class FullFineTuning(StrategySection):
-    """Train everything: one stage with the boundary at 0."""
+class AdapterStrategy(StrategySection):
+    """Base of the strategies that insert modules into frozen blocks."""
 
-    type: Literal["full_fine_tuning"] = Field("full_fine_tuning", description="Name of the strategy.")
-
-
-# A field that several strategies share must be defined once: the command line refuses two definitions of one flag.
-MERGE: Any = Field(False, description="Fold what was trained into the weights and leave a plain model.")
+    merge: bool = Field(False, description="Fold what was trained into the weights and leave a plain model.")
 
 
-class Lora(StrategySection):
+class Lora(AdapterStrategy):
     """Low-rank adapters in frozen blocks (arXiv:2106.09685); the head is always trained and saved."""
 
     type: Literal["lora"] = Field("lora", description="Name of the strategy.")
@@ -215,20 +251,12 @@ class Lora(StrategySection):
     top_blocks: PositiveInt | None = Field(None, description="Adapt the top k blocks alone; all blocks when absent.")
     dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv:2402.09353).")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).")
-    merge: bool = MERGE
 
 
-class Ia3(StrategySection):
+class Ia3(AdapterStrategy):
     """Learned rescaling of keys, values and feed-forward activations (IA3, arXiv:2205.05638)."""
 
     type: Literal["ia3"] = Field("ia3", description="Name of the strategy.")
-    merge: bool = MERGE
-
-
-class BitFit(StrategySection):
-    """Train the bias terms of the blocks and the head (BitFit, arXiv:2106.10199)."""
-
-    type: Literal["bitfit"] = Field("bitfit", description="Name of the strategy.")
 
 
 class LpFt(StrategySection):
@@ -239,7 +267,7 @@ class LpFt(StrategySection):
 
 
 StrategySettings = Annotated[
-    FeatureExtraction | TopLayers | GradualUnfreezing | FullFineTuning | Lora | Ia3 | BitFit | LpFt,
+    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt,
     Field(discriminator="type"),
 ]
 
@@ -303,7 +331,7 @@ class Recipe(Section):
     checkpoint: str = Field(description="Hub id (with @revision) or local folder of the pretrained model.")
     data: DataSection = Field(default_factory=DataSection, description="The examples.")
     task: TaskSettings = Field(default_factory=TextClassification, description="What is predicted.")
-    strategy: StrategySettings = Field(default_factory=FullFineTuning, description="Which weights learn, and when.")
+    strategy: StrategySettings = Field(default_factory=PlainStrategy, description="Which weights learn, and when.")
     optim: OptimSection = Field(default_factory=OptimSection, description="Optimisation.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Evaluation.")
     cache: CacheSection = Field(default_factory=CacheSection, description="The feature cache.")

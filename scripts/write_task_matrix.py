@@ -26,15 +26,15 @@ SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezi
 
 def has_head(task: str, family: str) -> bool:
     """Whether transformers has this task's head for the family."""
-    auto_class: Any = getattr(transformers, TASKS[task].auto_class)
-    return type(FAMILIES[family].config()) in auto_class._model_mapping
+    auto_class: Any = getattr(transformers, TASKS[task].class_for(family))
+    return type(FAMILIES[family].config()) in auto_class._model_mapping and TASKS[task].suits(family)
 
 
 def refusal(task: str, family: str, strategy: str) -> str | None:
     """Why a strategy does not train this task on this family; None where it does."""
     if not has_head(task, family):
-        return f"transformers has no {TASKS[task].auto_class} for {family}"
-    model = tiny_model(getattr(transformers, TASKS[task].auto_class), family)
+        return f"there is no {TASKS[task].auto_class} for {family}"
+    model = tiny_model(getattr(transformers, TASKS[task].class_for(family)), family)
     try:
         make_strategy(strategy, **SETTINGS.get(strategy, {})).stages(analyse(model))
     except StrategyError as error:
@@ -61,9 +61,9 @@ def page_text() -> str:
         "Written by `python -m scripts.write_task_matrix`. *all* are",
         f"{', '.join(f'`{name}`' for name in STRATEGIES)}.",
         "",
-        "Every combination is run by `tests/contract/test_tasks.py`: two steps in each stage, in which the loss is",
-        "finite and exactly what is meant to learn changes, saving, and loading with transformers alone (adapters with",
-        "PEFT as well) with the same outputs.",
+        "Every combination is run by the contract tests (`tests/contract`): two steps in each stage, in",
+        "which the loss is finite and exactly what is meant to learn changes, saving, and loading with transformers",
+        "alone (adapters with PEFT as well) with the same outputs.",
         "",
         f"| task | {' | '.join(SHOWN)} |",
         f"|---|{'---|' * len(SHOWN)}",

@@ -62,3 +62,17 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in FAMILIES:
         write_tiny_checkpoint(folder / family, family)
     return folder
+
+
+@pytest.fixture(scope="session")
+def language_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pretrained language model of every family: FAMILY/CLASS, to be read only."""
+    import transformers
+
+    from tests.tiny_models import LANGUAGE_MODELS, write_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("language_models")
+    for name, families in LANGUAGE_MODELS.items():
+        for family in families:
+            write_tiny_checkpoint(folder / family / name, family, auto_class=getattr(transformers, name))
+    return folder

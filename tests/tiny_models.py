@@ -232,6 +232,24 @@ FAMILIES: dict[str, TinyFamily] = {
 }
 
 
+LANGUAGE_MODELS: dict[str, tuple[str, ...]] = {
+    "AutoModelForSeq2SeqLM": ("t5", "bart"),
+    "AutoModelForCausalLM": ("gpt2", "llama"),
+    "AutoModelForMaskedLM": (
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "albert",
+        "electra",
+        "mpnet",
+        "deberta-v2",
+        "modernbert",
+    ),
+}
+"""Auto class -> the families that have a pretrained head of it."""
+
+
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer of whole lower-case words with the special tokens and templates of the family."""
     special = FAMILIES[family].special_tokens
@@ -279,8 +297,10 @@ def tiny_classifier(family: str, num_labels: int = 3, dropout: float = 0.1) -> P
     )
 
 
-def write_tiny_checkpoint(folder: Path, family: str, dropout: float = 0.1, **overrides: Any) -> Path:
-    """Write a pretrained backbone, without a head, and its tokenizer; returns the folder."""
-    tiny_model(AutoModel, family, dropout, **overrides).save_pretrained(folder)
+def write_tiny_checkpoint(
+    folder: Path, family: str, dropout: float = 0.1, auto_class: Any = AutoModel, **overrides: Any
+) -> Path:
+    """Write a pretrained backbone, or a model of another class, and its tokenizer; returns the folder."""
+    tiny_model(auto_class, family, dropout, **overrides).save_pretrained(folder)
     tiny_tokenizer(family).save_pretrained(folder)
     return folder

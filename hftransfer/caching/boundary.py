@@ -78,7 +78,9 @@ def find_tap(model: nn.Module, boundary: int) -> Tap:
         raise CannotSplitError(f"the blocks of {anatomy.model_class} share their weights, so part of them cannot rest")
     encoder = anatomy.blocks[: anatomy.num_encoder_blocks]
     has_decoder = 0 < len(encoder) < anatomy.num_blocks
-    if boundary > anatomy.num_blocks:
+    # What a decoder computes follows from the output, too, and its states are as many as that has tokens.
+    reads_output = has_decoder and anatomy.model_class.endswith("ForConditionalGeneration")
+    if boundary > anatomy.num_blocks and not reads_output:
         blocks = (*anatomy.blocks, *anatomy.constant)
         pooling_block = next(iter(anatomy.constant), None)
         return Tap(boundary, _stack(anatomy.blocks[-1]), False, blocks, _head_input(model, anatomy), pooling_block)
@@ -214,7 +216,7 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
         if tap.boundary not in found:
             if tap.pooling_block is not None:
                 hidden_BTD = pool(inner.get_submodule(tap.pooling_block), hidden_BTD, inputs["attention_mask"])
-            found[tap.boundary] = select(hidden_BTD, inputs["attention_mask"], tap.head_input)
+            found[tap.boundary] = select(hidden_BTD, inputs.get("attention_mask"), tap.head_input)
         if len(found) == len(taps):
             raise _Reached
 
@@ -260,12 +262,13 @@ def _capture_hook(inner: nn.Module, tap: Tap, keep: Callable[[Tap, torch.Tensor]
     return module.register_forward_hook(lambda _, __, output: keep(tap, _first(output)))
 
 
-def select(hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor, head_input: HeadInput) -> torch.Tensor:
+def select(hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor | None, head_input: HeadInput) -> torch.Tensor:
     """What is kept of the states of a batch that is padded on the right: (B, T, D), or (B, 1, D) for one vector."""
     if head_input == "tokens":
         return hidden_BTD
     if head_input == "first":
         return hidden_BTD[:, :1]
+    assert attention_mask_BT is not None, "packed rows have several texts, so none of their vectors is the one"
     if head_input == "last":
         last_B = attention_mask_BT.sum(1) - 1
         return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last_B][:, None]

@@ -58,6 +58,7 @@ NOT_IN_KEY = (
     "transformers_version",
     "hftransfer_max_length",
     "hftransfer_task",
+    "hftransfer_completes",
     "hftransfer_null_threshold",
     "label_thresholds",
     "use_cache",

@@ -169,8 +169,8 @@ class CachedInputs:
         return {**self.task.collate(self.fed, rows, seed), STATES: self.states.gather(rows, self.compute)}
 
     def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
-        """Call the model on the states."""
-        self.replay.feed(batch[STATES])
+        """Call the model on the states; what else it can do runs it whole, since it may run parts several times."""
+        self.replay.feed(batch[STATES] if method == "__call__" else None)
         return getattr(model, method)(**model_inputs(batch), **options)
 
 

@@ -118,6 +118,15 @@ def possible_poolings(checkpoint: str, auto_class: type | str) -> tuple[Pooling,
     return available_poolings(config, is_classifier=_is_classifier(_model_class(auto_class)))
 
 
+def model_type(checkpoint: str) -> str:
+    """The `model_type` of a checkpoint; reads only the config.
+
+    Raises:
+        CheckpointError: The config cannot be read.
+    """
+    return str(_load_config(*split_revision(checkpoint)).model_type)
+
+
 def load_model(
     checkpoint: str,
     auto_class: type | str,
@@ -281,6 +290,8 @@ def _from_pretrained(
             dtype=torch.float32,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            # A pickle file may hold nothing but tensors: it could run code otherwise.
+            weights_only=True,
             ignore_mismatched_sizes=True,
         )
     mismatched = frozenset(key for key, *_ in report["mismatched_keys"])

@@ -130,11 +130,14 @@ def are_transposed(model: nn.Module, paths: list[str]) -> bool:
     return all(type(model.get_submodule(path)).__name__ == "Conv1D" for path in paths)
 
 
-def head_modules(anatomy: Anatomy) -> list[str]:
+def head_modules(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """Modules that PEFT must train and save beside the adapters; unnamed, the head would be lost.
 
-    A head without parameters of its own, such as one tied to the embeddings, is left out: a copy would untie it.
+    A head over the vocabulary comes pretrained and rests with the blocks. A head without parameters of its own is left
+    out: a copy would untie it.
     """
+    if model.get_output_embeddings() is not None:  # type: ignore[operator]
+        return []
     paths = (*anatomy.pooler, *anatomy.head)
     return [path for path in paths if any(name.startswith(f"{path}.") for name in anatomy.head_parameters)]
 

@@ -136,6 +136,22 @@ class Strategy(ABC):
         )
 
 
+def head_stage(name: str, anatomy: Anatomy, share: float = 1.0) -> Stage:
+    """A stage that trains the head alone.
+
+    Raises:
+        StrategyError: If the head has no weights of its own.
+    """
+    if not anatomy.head_parameters:
+        raise StrategyError(
+            f"the head of {anatomy.model_class} shares the weights of the embeddings and has none of its own to train "
+            "alone",
+            where=f"strategy.type {name}",
+            fix="choose top_layers, full_fine_tuning or lora",
+        )
+    return Stage("head", anatomy.head_depth, share)
+
+
 def shares(weights: Sequence[float]) -> list[float]:
     """Scale weights so that they add up to 1."""
     total = sum(weights)

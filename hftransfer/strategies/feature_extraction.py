@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hftransfer.models.anatomy import Anatomy
-from hftransfer.strategies.base import Stage, Strategy
+from hftransfer.strategies.base import Stage, Strategy, head_stage
 
 
 class FeatureExtraction(Strategy):
@@ -16,4 +16,4 @@ class FeatureExtraction(Strategy):
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """One stage: the head alone."""
-        return (Stage("head", anatomy.head_depth),)
+        return (head_stage(self.type, anatomy),)

@@ -19,15 +19,17 @@ class GradualUnfreezing(Strategy):
     probes_head: ClassVar[bool] = True
 
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
-        """Boundaries spread evenly from L + 1 down to 0."""
+        """Boundaries spread evenly from L + 1 (L where the head has no weights of its own) down to 0."""
         count = self.settings.stages
-        if count > anatomy.head_depth + 1:
+        # A head that shares the weights of the embeddings has none of its own: the top block comes first.
+        top = anatomy.head_depth if anatomy.head_parameters else anatomy.num_blocks
+        if count > top + 1:
             raise StrategyError(
-                f"{count} stages asked for, but {anatomy.model_class} has {anatomy.head_depth + 1} depths",
+                f"{count} stages asked for, but {anatomy.model_class} has {top + 1} depths",
                 where="strategy.stages",
-                fix=f"choose 2 to {anatomy.head_depth + 1}",
+                fix=f"choose 2 to {top + 1}",
             )
-        boundaries = [round(anatomy.head_depth * (1 - index / (count - 1))) for index in range(count)]
+        boundaries = [round(top * (1 - index / (count - 1))) for index in range(count)]
         weights = [1.0] * (count - 1) + [LAST_STAGE_WEIGHT]
         return tuple(
             Stage(f"depth {boundary} and up", boundary, share, shared_rate=boundary != anatomy.head_depth)

@@ -42,7 +42,7 @@ class Ia3(Strategy):
             task_type=adapters.peft_task_type(model),
             target_modules=targets,
             feedforward_modules=feed_forward,
-            modules_to_save=adapters.head_modules(anatomy),
+            modules_to_save=adapters.head_modules(model, anatomy),
             fan_in_fan_out=adapters.are_transposed(model, targets),
         )
         return get_peft_model(model, config)

@@ -41,7 +41,7 @@ class Lora(Strategy):
             use_dora=settings.dora,
             use_rslora=settings.rslora,
             target_modules=targets,
-            modules_to_save=adapters.head_modules(anatomy),
+            modules_to_save=adapters.head_modules(model, anatomy),
             fan_in_fan_out=adapters.are_transposed(model, targets),
         )
         return get_peft_model(model, config)

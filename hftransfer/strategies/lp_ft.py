@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hftransfer.models.anatomy import Anatomy
-from hftransfer.strategies.base import Stage, Strategy
+from hftransfer.strategies.base import Stage, Strategy, head_stage
 
 
 class LpFt(Strategy):
@@ -17,4 +17,4 @@ class LpFt(Strategy):
     def stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         """Two stages: the head, then everything at one rate."""
         share = self.settings.probe_share
-        return (Stage("head", anatomy.head_depth, share), Stage("everything", 0, 1 - share, shared_rate=True))
+        return (head_stage(self.type, anatomy, share), Stage("everything", 0, 1 - share, shared_rate=True))

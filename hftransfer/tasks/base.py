@@ -146,6 +146,8 @@ class Task(ABC):
     """Endings of the model classes that are trained for this task."""
     random_inputs: ClassVar[bool] = False
     """Whether a row's inputs are drawn anew at every step, so that nothing of them can be kept."""
+    needs_pretrained_head: ClassVar[bool] = False
+    """Whether the head must come with the checkpoint: a new one over the vocabulary would have all to learn."""
     default_metric: str
     metrics: tuple[str, ...]
 
@@ -179,6 +181,16 @@ class Task(ABC):
     def saved_config(self) -> dict[str, Any]:
         """What the config of the trained model must also keep."""
         return {}
+
+    @classmethod
+    def class_for(cls, model_type: str) -> str:
+        """The Auto class that loads a model of this type."""
+        return cls.auto_class
+
+    @classmethod
+    def suits(cls, model_type: str) -> bool:
+        """Whether models of this type can do the task, where transformers has a class for them."""
+        return True
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Learn what collating and predicting must know of the model; called once it is loaded, before `encode`.

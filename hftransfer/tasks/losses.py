@@ -1,6 +1,6 @@
 """Losses of classification, summed over the batch so that unequal batches and ranks add up exactly.
 
-Shape legend: B rows of a batch, C classes.
+Shape legend: B rows of a batch, T tokens, C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hftransfer.tasks.base import IGNORED
 
 
 def classification_loss(
@@ -56,3 +58,14 @@ def _focal_factor(true_probability: Tensor, gamma: float) -> Tensor:
 def regression_loss(predictions_B: Tensor, targets_B: Tensor) -> Tensor:
     """Squared error summed over rows."""
     return functional.mse_loss(predictions_B, targets_B, reduction="sum")
+
+
+def token_loss(logits_BTV: Tensor, labels_BT: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy summed over the tokens that have a label; smoothing spreads over the vocabulary, for them alone."""
+    return functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1),
+        labels_BT.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )

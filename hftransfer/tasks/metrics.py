@@ -41,12 +41,15 @@ METRICS: dict[str, tuple[str, ...]] = {
     "tags": ("word_accuracy", "f1_macro"),
     "question_answering": ("exact_match", "f1", "f1_answerable", "accuracy_unanswerable"),
     "multiple_choice": ("accuracy",),
+    "generation": ("chrf", "bleu", "rouge1", "rouge2", "rouge_l", "exact_match"),
+    "causal_lm": ("token_loss", "perplexity"),
+    "masked_lm": ("token_loss", "perplexity", "masked_accuracy"),
 }
 """The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""
 
 GREATER_IS_BETTER: dict[str, bool] = {
     "loss": False,
-    **{name: name != "mse" for names in METRICS.values() for name in names},
+    **{name: name not in ("mse", "token_loss", "perplexity") for names in METRICS.values() for name in names},
 }
 """Whether a larger value of the named score is better."""
 

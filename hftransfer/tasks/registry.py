@@ -9,8 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 from hftransfer.errors import CheckpointError
 from hftransfer.recipe import DataSection, TaskSection, TaskSettings
 from hftransfer.tasks.base import Task
+from hftransfer.tasks.causal_lm import CausalLMTask
+from hftransfer.tasks.masked_lm import MaskedLMTask
 from hftransfer.tasks.multiple_choice import MultipleChoiceTask
 from hftransfer.tasks.question_answering import QuestionAnsweringTask
+from hftransfer.tasks.seq2seq import Seq2SeqTask
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.tasks.token_classification import TokenClassificationTask
 
@@ -19,7 +22,15 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, type[Task]] = {
     task.type: task
-    for task in (TextClassificationTask, TokenClassificationTask, QuestionAnsweringTask, MultipleChoiceTask)
+    for task in (
+        TextClassificationTask,
+        TokenClassificationTask,
+        QuestionAnsweringTask,
+        MultipleChoiceTask,
+        Seq2SeqTask,
+        MaskedLMTask,
+        CausalLMTask,
+    )
 }
 
 SAVED_SETTINGS = "hftransfer_task"

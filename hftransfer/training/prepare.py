@@ -10,8 +10,9 @@ import numpy as np
 
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.data.streaming import load_stream, stream_from_objects
-from hftransfer.errors import DataError, RecipeError, TrainingError
-from hftransfer.models.load import LoadedModel, load_model, max_input_length, possible_poolings
+from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
+from hftransfer.models.families import FAMILIES
+from hftransfer.models.load import LoadedModel, load_model, max_input_length, model_type, possible_poolings
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
@@ -64,6 +65,9 @@ def derive_task(recipe: Recipe, origins: Origins, task: Task) -> Recipe:
     """
     for name, (value, reason) in task.derived().items():
         recipe = derive(recipe, origins, "task", name, value, reason)
+    if recipe.task.label_kinds and not recipe.task.label_columns(recipe.data):
+        # Written into recipe.yaml, the usual name would count as given.
+        recipe = derive(recipe, origins, "data", "label", "", "no column is named: the task learns from texts alone")
     metric, what = recipe.evaluation.metric, getattr(recipe.task, "problem", recipe.task.type)
     if metric is None:
         return derive(recipe, origins, "evaluation", "metric", task.default_metric, f"the usual one for {what}")
@@ -95,14 +99,23 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         TrainingError: If the model overflows in this precision.
         CheckpointError: If it cannot be read, or cannot do the task.
     """
+    kind = model_type(recipe.checkpoint)
+    if kind in FAMILIES and not task.suits(kind):
+        raise CheckpointError(f"{kind} models cannot do {task.type}", where=recipe.checkpoint, fix="see docs/matrix.md")
     loaded = load_model(
         recipe.checkpoint,
-        task.auto_class,
+        task.class_for(kind),
         config_overrides=task.config_overrides(),
         pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
+    if task.needs_pretrained_head and loaded.fresh_parameters:
+        raise CheckpointError(
+            f"has no pretrained head for {task.type}: {', '.join(loaded.fresh_parameters[:3])} would start at random",
+            where=recipe.checkpoint,
+            fix=f"give a checkpoint that was pretrained with one ({task.auto_class})",
+        )
     task.attach(loaded.model, loaded.tokenizer)
     if precision == "fp16" and loaded.model.config.model_type == "t5":
         raise TrainingError(
@@ -147,7 +160,7 @@ def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> Non
         return
     if train.truncated_rows:
         found = f"{train.truncated_rows / train.num_examples:.1%} of the training examples are longer"
-    elif len(train) > train.num_examples:
+    elif hasattr(recipe.task, "long_inputs") and len(train) > train.num_examples:
         found = "longer training examples are read in windows"
     else:
         found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
@@ -212,5 +225,5 @@ def truncation_facts(features: Mapping[str, Features]) -> dict[str, dict[str, in
 
 
 def _size(rows: Features) -> str:
-    windows = f" in {len(rows):,} windows" if len(rows) > rows.num_examples else ""
-    return f"{rows.num_examples:,}{windows}"
+    parts = f" in {len(rows):,} rows" if len(rows) != rows.num_examples else ""
+    return f"{rows.num_examples:,}{parts}"

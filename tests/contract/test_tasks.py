@@ -25,7 +25,7 @@ from tests.contract.stages import train_all_stages
 from tests.tiny_models import FAMILIES
 
 TEXTS = ["the film was great", "a boring book", "we liked the music very much .", "sad"]
-# Columns of each task with four examples.
+# Columns of each task with four examples; those of language models are in test_language_models.py.
 EXAMPLES: dict[str, tuple[dict[str, str], dict[str, list[Any]]]] = {
     "text_classification": ({}, {"text": TEXTS, "label": ["no", "perhaps", "yes", "no"]}),
     "token_classification": (
@@ -62,7 +62,7 @@ WITHOUT_GRADIENT = {"multiple_choice": ("classifier.bias",), "question_answering
 MORE_FAMILIES = [("text_classification", family) for family in FAMILIES if family not in SHOWN]
 CASES = [
     (task, family, strategy)
-    for task, family in [*((task, family) for task in TASKS for family in SHOWN), *MORE_FAMILIES]
+    for task, family in [*((task, family) for task in EXAMPLES for family in SHOWN), *MORE_FAMILIES]
     if has_head(task, family)
     for strategy in STRATEGIES
 ]
@@ -116,7 +116,7 @@ def test_strategy_trains_task_on_family(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", list(EXAMPLES))
 def test_families_without_the_head_are_refused_in_one_line(name: str, checkpoints: Path) -> None:
     for family in (family for family in SHOWN if not has_head(name, family)):
         with pytest.raises(CheckpointError, match=TASKS[name].auto_class):

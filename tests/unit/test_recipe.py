@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from hftransfer.cli.recipes import config_files, recipe_names, schema_file
-from hftransfer.recipe import DataSection, FullFineTuning, Lora, Recipe, TopLayers
+from hftransfer.recipe import DataSection, Lora, PlainStrategy, Recipe, TopLayers
 from scripts.write_schema import recipe_schema, schema_text
 
 
@@ -73,7 +73,7 @@ def test_a_strategy_may_be_its_name() -> None:
     assert Recipe(checkpoint="m", strategy="lora").strategy == Lora()
     assert Recipe(checkpoint="m", strategy={"type": "lora", "r": 4}).strategy == Lora(r=4)
     assert Recipe(checkpoint="m", strategy=Lora(r=4)).strategy == Lora(r=4)
-    assert Recipe(checkpoint="m").strategy == Recipe(checkpoint="m", strategy={}).strategy == FullFineTuning()
+    assert Recipe(checkpoint="m").strategy == Recipe(checkpoint="m", strategy={}).strategy == PlainStrategy()
 
 
 def test_every_strategy_of_the_union_has_its_name() -> None:

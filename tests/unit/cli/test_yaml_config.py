@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hftransfer.cli.main import main
 from hftransfer.cli.yaml_config import read_yaml
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import FullFineTuning, Lora, Recipe, TopLayers
+from hftransfer.recipe import Lora, PlainStrategy, Recipe, TopLayers
 from hftransfer.run import create_run
 
 # Every setting away from its default, one recipe per strategy that has settings of its own kind.
@@ -143,7 +143,7 @@ def test_a_setting_left_empty_is_one_that_was_not_made(run: Run, config: Callabl
     text = "checkpoint: m\nstrategy:\nseed:\noptim:\n  learning_rate:\ndata: {train: null}\n"
     recipe, origins = run("--config", config(text))
     assert recipe == Recipe(checkpoint="m")
-    assert recipe.strategy == FullFineTuning()
+    assert recipe.strategy == PlainStrategy()
     assert origins == {"checkpoint": "YAML (film.yaml)"}
 
 
@@ -157,7 +157,7 @@ def test_a_setting_left_empty_is_one_that_was_not_made(run: Run, config: Callabl
         ("run: 3", "run: unknown setting"),
         ("config: other.yaml", "config: unknown setting"),
         ("strategy: lorra", "no strategy is called 'lorra'; did you mean lora?"),
-        ("strategy: {type: xyz}", "no strategy is called 'xyz'; there are feature_extraction, top_layers,"),
+        ("strategy: {type: xyz}", "no strategy is called 'xyz'; there are feature_extraction,"),
         ("strategy: [lora]", "strategy: should be a mapping of settings, not ['lora']"),
         ("optim: 3", "optim: should be a mapping of settings, not 3"),
         ("optim: {learning_rate: abc}", "optim.learning_rate: Input should be a valid number"),

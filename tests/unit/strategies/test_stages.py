@@ -16,9 +16,10 @@ from hftransfer.strategies.registry import STRATEGIES
 from tests.tiny_models import NUM_BLOCKS, tiny_classifier
 
 
-def anatomy_with(num_blocks: int) -> Anatomy:
+def anatomy_with(num_blocks: int, *, tied_head: bool = False) -> Anatomy:
     blocks = tuple(f"blocks.{index}" for index in range(num_blocks))
-    return Anatomy("Model", (), blocks, num_blocks, (), (), ("head",), (), 1, {}, {"": num_blocks + 1})
+    depths = {} if tied_head else {"head.weight": num_blocks + 1}
+    return Anatomy("Model", (), blocks, num_blocks, (), (), ("head",), (), 1, depths, {"": num_blocks + 1})
 
 
 @st.composite
@@ -41,6 +42,13 @@ def test_gradual_unfreezing_descends_from_the_head_to_zero(sizes: tuple[int, int
     assert all(stage.share > 0 for stage in stages)
     # The head's own rate belongs to the stage that trains it alone.
     assert [stage.shared_rate for stage in stages] == [False] + [True] * (count - 1)
+
+
+def test_gradual_unfreezing_begins_at_the_top_block_where_the_head_is_the_embeddings() -> None:
+    stages = make_strategy("gradual_unfreezing", stages=3).stages(anatomy_with(6, tied_head=True))
+    assert [stage.boundary for stage in stages] == [6, 3, 0]
+    with pytest.raises(StrategyError, match=r"choose 2 to 7$"):
+        make_strategy("gradual_unfreezing", stages=8).stages(anatomy_with(6, tied_head=True))
 
 
 @given(st.integers(1, 100), st.integers(1, 200))

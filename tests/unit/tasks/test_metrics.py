@@ -256,7 +256,12 @@ def test_score_names_are_those_declared():
 
 
 def test_direction_of_each_metric():
-    assert [name for name in GREATER_IS_BETTER if not greater_is_better(name)] == ["loss", "mse"]
+    assert [name for name in GREATER_IS_BETTER if not greater_is_better(name)] == [
+        "loss",
+        "mse",
+        "token_loss",
+        "perplexity",
+    ]
     assert greater_is_better("f1/entailment")
 
 

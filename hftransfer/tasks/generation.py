@@ -1,0 +1,174 @@
+"""What the tasks that generate text share: prompts, references, generation in batches, and scores of texts.
+
+Shape legend: B rows of a batch, T tokens of the input, U tokens of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hftransfer.errors import CheckpointError, DataError, RecipeError
+from hftransfer.recipe import DataSection, TextGeneration
+from hftransfer.tasks import metrics
+from hftransfer.tasks.base import Call, Features, Predictions, Task
+from hftransfer.tasks.text_metrics import generation_metrics
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEXT, PAIR = "{text}", "{text_pair}"
+"""Where a prompt has the columns."""
+REFERENCES = "references"
+"""Name among a features' extras of the right texts of every example."""
+
+
+class GenerationTask(Task):
+    """Base of the tasks that generate text from text."""
+
+    needs_pretrained_head = True
+    default_metric = "chrf"
+    metrics = metrics.METRICS["generation"]
+
+    def __init__(self, settings: TextGeneration, data: DataSection) -> None:
+        super().__init__(settings, data)
+        self.settings = settings
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def from_data(cls, settings: TextGeneration, data: DataSection, train: Dataset) -> GenerationTask:
+        """The task; there is nothing to learn from the examples.
+
+        Raises:
+            RecipeError: If the prompt has a place for a column that is not named.
+        """
+        check_prompt(settings.prompt, data)
+        return cls(settings, data)
+
+    @classmethod
+    def from_model(cls, settings: TextGeneration, data: DataSection, config: Any) -> GenerationTask:
+        """The task; its settings are all there is."""
+        check_prompt(settings.prompt, data)
+        return cls(settings, data)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that `attach` was given."""
+        assert self._tokenizer is not None, "attach comes first"
+        return self._tokenizer
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keep the tokenizer, which turns what is generated into text; and let the saved model generate as we do.
+
+        Raises:
+            CheckpointError: If the model cannot generate, or the tokenizer has nothing to end a text with.
+        """
+        if not model.can_generate() or model.generation_config is None:
+            raise CheckpointError("this model cannot generate", where=type(model).__name__)
+        if tokenizer.eos_token_id is None:
+            raise CheckpointError("the tokenizer has no end-of-text token", where=tokenizer.name_or_path)
+        self._tokenizer = tokenizer
+        self.pad_values = {"input_ids": tokenizer.pad_token_id}
+        generation = model.generation_config
+        generation.max_new_tokens, generation.num_beams = self.settings.max_new_tokens, self.settings.num_beams
+        # A longest length beside a number of new tokens is a contradiction that transformers warns of.
+        generation.max_length = None
+        if generation.do_sample:
+            generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
+
+    @property
+    def prompt(self) -> str | None:
+        """What is put around the texts."""
+        return self.settings.prompt
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """The input of every example, the prompt included."""
+        texts = dataset[self.data.text][:]
+        pairs = [None] * len(texts) if self.data.text_pair is None else dataset[self.data.text_pair][:]
+        return [fill_prompt(self.prompt, text, pair) for text, pair in zip(texts, pairs, strict=True)]
+
+    def references(self, dataset: Dataset) -> list[list[str]] | None:
+        """The right outputs of every example, None for data without a label column.
+
+        Raises:
+            DataError: If an example has none.
+        """
+        if self.data.label not in dataset.column_names:
+            return None
+        values = dataset[self.data.label][:]
+        golds = [[value] if isinstance(value, str) else list(value) for value in values]
+        for row, texts in enumerate(golds):
+            if not texts:
+                raise DataError(f"row {row + 1} has no right output", where=f"column {self.data.label!r}")
+        return golds
+
+    def generate(self, call: Call, inputs: Mapping[str, torch.Tensor], skip: int = 0) -> list[NDArray[np.int32]]:
+        """What the model writes for every row of a batch, without what follows the end of the text.
+
+        Args:
+            call: Runs the model.
+            inputs: The model's inputs.
+            skip: How many tokens of each output are not new.
+        """
+        written_BU = call(
+            inputs, "generate", max_new_tokens=self.settings.max_new_tokens, num_beams=self.settings.num_beams
+        )[:, skip:]
+        ends = self.tokenizer.eos_token_id
+        rows = []
+        for row_U in written_BU.cpu().numpy().astype(np.int32):
+            found = np.flatnonzero(row_U == ends)
+            rows.append(row_U[: found[0]] if len(found) else row_U)
+        return rows
+
+    def decoded(self, predictions: Predictions) -> list[str]:
+        """Generated tokens as texts."""
+        return [str(self.tokenizer.decode(row_U.tolist(), skip_special_tokens=True)).strip() for row_U in predictions]
+
+    def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
+        """Overlap of the generated texts with the right ones."""
+        return generation_metrics(self.decoded(predictions), features.extra[REFERENCES])
+
+    def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
+        """The generated text of every example."""
+        return [{"prediction": text} for text in self.decoded(predictions)]
+
+
+def check_prompt(prompt: str | None, data: DataSection) -> None:
+    """Refuse a prompt with a place for a column that is not named.
+
+    Raises:
+        RecipeError: If there is such a place, or none for the text.
+    """
+    if prompt is None:
+        return
+    if PAIR in prompt and data.text_pair is None:
+        raise RecipeError(f"{PAIR} has no column", where="task.prompt", fix="name it with data.text_pair")
+    if PAIR in prompt and TEXT not in prompt:
+        raise RecipeError(f"{PAIR} without {TEXT}", where="task.prompt", fix=f"put {TEXT} where the text belongs")
+
+
+def fill_prompt(prompt: str | None, text: str, pair: str | None) -> str:
+    """A text with its prompt: before it, or around it where the prompt says the places.
+
+    A second text that the prompt has no place for follows the first, after a space.
+    """
+    if prompt is None or PAIR not in prompt:
+        text = text if pair is None else f"{text} {pair}"
+    if prompt is None:
+        return text
+    if TEXT not in prompt:
+        return f"{prompt}{text}"
+    # In one pass: what is filled in may itself look like a place.
+    before, _, after = prompt.partition(TEXT)
+    return f"{before.replace(PAIR, pair or '')}{text}{after.replace(PAIR, pair or '')}"
+
+
+def cut_targets(targets: Sequence[Sequence[int]], longest: int) -> tuple[list[list[int]], int]:
+    """Token lists of at most this length, the last token kept as the end; and how many tokens that lost."""
+    cut = [list(ids) if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in targets]
+    return cut, sum(map(len, targets)) - sum(map(len, cut))

@@ -1,0 +1,117 @@
+"""Every strategy on every family's language model: frozen stays frozen, the rest learns, stock transformers loads it.
+
+The strategies that train the head alone are refused where the head is the embeddings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+from hftransfer import make_strategy
+from hftransfer.caching.states import model_inputs
+from hftransfer.errors import StrategyError
+from hftransfer.models.load import LoadedModel, load_model
+from hftransfer.models.save import save_model
+from hftransfer.recipe import DataSection, Recipe
+from hftransfer.strategies.registry import STRATEGIES
+from hftransfer.tasks.base import Task
+from hftransfer.tasks.registry import build_task
+from tests.tiny_models import LANGUAGE_MODELS, WORDS
+
+SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
+TASKS = {"seq2seq": "AutoModelForSeq2SeqLM", "masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
+TASK_SETTINGS: dict[str, dict[str, Any]] = {"seq2seq": {"max_new_tokens": 32}}
+CASES = [
+    (task, family, strategy)
+    for task, auto_class in TASKS.items()
+    for family in LANGUAGE_MODELS[auto_class]
+    for strategy in STRATEGIES
+]
+NO_BIASES = ("t5", "llama", "modernbert")
+ROWS = Dataset.from_dict(
+    {
+        "text": [" ".join(WORDS[index : index + 4 + index]) for index in range(4)],
+        "label": [" ".join(WORDS[9 - index : 12]) for index in range(4)],
+    }
+)
+
+
+def load(task: str, folder: Path) -> tuple[Task, LoadedModel]:
+    loaded = load_model(str(folder), TASKS[task], config_overrides={}, seed=1)
+    assert loaded.fresh_parameters == ()
+    built = build_task(
+        Recipe(checkpoint="m", task={"type": task, **TASK_SETTINGS.get(task, {})}).task, DataSection(), ROWS
+    )
+    built.attach(loaded.model, loaded.tokenizer)
+    return built, loaded
+
+
+def is_refused(strategy: str, family: str, loaded: LoadedModel) -> bool:
+    headless = not loaded.anatomy.head_parameters
+    return (strategy == "bitfit" and family in NO_BIASES) or (headless and strategy in ("feature_extraction", "lp_ft"))
+
+
+def train_all_stages(strategy: Any, model: Any, task: Task, loaded: LoadedModel) -> None:
+    """Two steps in every stage, in which exactly what is meant to learn changes."""
+    features = task.encode(ROWS, loaded.tokenizer, 32, training=True)
+    rows = np.arange(len(features))
+    for stage in strategy.stages(loaded.anatomy):
+        strategy.enter_stage(model, stage)
+        learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.AdamW(strategy.param_groups(model, 1e-2))
+        for step in range(2):
+            model.train()
+            batch = task.collate(features, rows, step)
+            loss = task.loss(model(**model_inputs(batch)), batch) / task.weight(features, rows, step)
+            assert torch.isfinite(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+        assert changed == learns, stage
+
+
+@pytest.mark.parametrize(("task", "family", "name"), CASES)
+def test_strategy_on_language_model(task: str, family: str, name: str, language_models: Path, tmp_path: Path) -> None:
+    built, loaded = load(task, language_models / family / TASKS[task])
+    strategy = make_strategy(name, **SETTINGS.get(name, {}))
+    if is_refused(name, family, loaded):
+        with pytest.raises(StrategyError):
+            strategy.apply(loaded.model, loaded.anatomy)
+        return
+    torch.manual_seed(0)
+    model: Any = strategy.apply(loaded.model, loaded.anatomy)
+    train_all_stages(strategy, model, built, loaded)
+    model = strategy.finish(model).eval()
+    save_model(model, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
+    stock = getattr(transformers, TASKS[task]).from_pretrained(tmp_path / "model").eval()
+    features = built.encode(ROWS, loaded.tokenizer, 32)
+    inputs = model_inputs(built.collate(features, np.arange(len(features))))
+    with torch.no_grad():
+        torch.testing.assert_close(stock(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+@pytest.mark.parametrize("task", list(TASKS))
+def test_merging_leaves_a_plain_model(name: str, task: str, language_models: Path, tmp_path: Path) -> None:
+    built, loaded = load(task, language_models / LANGUAGE_MODELS[TASKS[task]][0] / TASKS[task])
+    strategy = make_strategy(name, merge=True)
+    model: Any = strategy.apply(loaded.model, loaded.anatomy)
+    train_all_stages(strategy, model, built, loaded)
+    features = built.encode(ROWS, loaded.tokenizer, 32)
+    inputs = model_inputs(built.collate(features, np.arange(len(features))))
+    model.eval()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        merged: Any = strategy.finish(model)
+        torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    save_model(merged, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
+    assert not (tmp_path / "model" / "adapter_config.json").exists()
