@@ -57,13 +57,17 @@ def models_in(annotation: object) -> set[type[BaseModel]]:
 def leaf_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
     """(model, field) for every settable field of a model and the models below it.
 
-    Each model counts once, and a field that several models share counts once, under the base that defines it.
+    Each model counts once, and a field that several models share counts once, under the base that defines it. So does
+    the `type` that chooses among the members of a union: it is one setting, `task.type` or `strategy.type`.
     """
     leaves: set[tuple[str, str]] = set()
     for name, field in model.model_fields.items():
         below = models_in(field.annotation)
         home = next(base for base in model.__mro__ if name in inspect.get_annotations(base))
         leaves |= set().union(*map(leaf_fields, below)) if below else {(home.__name__, name)}
+        if len(below) > 1:
+            chosen = {(member, leaf) for member, leaf in leaves if leaf == "type"}
+            leaves = leaves - chosen | {(model.__name__, f"{name}.type")}
     return leaves
 
 
@@ -100,7 +104,8 @@ def test_top_level_names_exist_and_are_few() -> None:
 
 def test_recipe_fields_are_few() -> None:
     fields = leaf_fields(Recipe)
-    assert {("Recipe", "seed"), ("Lora", "r"), ("OptimSection", "learning_rate")} <= fields
+    assert {("Recipe", "seed"), ("Recipe", "task.type"), ("Lora", "r"), ("OptimSection", "learning_rate")} <= fields
+    assert not [name for _, name in fields if name == "type"]
     assert len(fields) <= MAX_RECIPE_FIELDS
 
 
