@@ -35,7 +35,8 @@ def generation_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]
         DataError: If there is no example, or one without a right text.
     """
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     if not texts:
         raise DataError("no examples to score", where="predictions")
@@ -46,7 +47,7 @@ def generation_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]
     rouge = [scorer.score_multi(golds, text) for text, golds in zip(texts, references, strict=True)]
     # sacreBLEU wants a list of texts per place among the references, with None where an example has fewer.
     most = max(map(len, references))
-    streams = [[golds[place] if place < len(golds) else None for golds in references] for place in range(most)]
+    streams: Any = [[golds[place] if place < len(golds) else None for golds in references] for place in range(most)]
     matches = [
         " ".join(text.split()) in {" ".join(gold.split()) for gold in golds}
         for text, golds in zip(texts, references, strict=True)
