@@ -29,7 +29,7 @@ from hftransfer.advise.cost import (
     training_operations,
 )
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap, reduce_inputs
-from hftransfer.caching.cache import MAX_BATCH_TOKENS, MAX_GPU_BATCH_TOKENS
+from hftransfer.data.batching import pass_tokens
 from hftransfer.strategies.casting import frozen_weights_cast
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 
@@ -61,7 +61,7 @@ def measure_rates(
     cached = setting.cached and plan.boundary > 1
     tap = find_tap(model, plan.boundary) if cached else None
     # The batches in which frozen blocks are encoded.
-    many = max(1, (MAX_BATCH_TOKENS if device.type == "cpu" else MAX_GPU_BATCH_TOKENS) // tokens)
+    many = max(1, pass_tokens(device.type) // tokens)
     with torch.random.fork_rng(), autocast, frozen_weights_cast(model, PRECISIONS.get(precision)):
         was_training = model.training
         model.eval()

@@ -32,7 +32,7 @@ from hftransfer.caching.states import (
     model_inputs,
 )
 from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
-from hftransfer.data.batching import token_budget_batches
+from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.freezing import anatomy_of, parameter_depths, transformers_model
 from hftransfer.tasks.base import Features, Task
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Counts up when the same key would mean other states."""
 
-# Padded tokens per batch of the encoding pass: what a CPU's cache holds, and what fills a GPU.
-MAX_BATCH_TOKENS, MAX_GPU_BATCH_TOKENS = 2048, 16384
 # Rows on which running from states is compared with running the whole model.
 CHECKED_ROWS = 4
 # What a config says about the head, the training or where it came from; the states do not depend on it.
@@ -322,7 +320,7 @@ class BoundaryCache:
         wanted = np.asarray(sorted(set().union(*kept)), np.int64)
         if not len(wanted):
             return
-        budget = MAX_BATCH_TOKENS if self.accelerator.device.type == "cpu" else MAX_GPU_BATCH_TOKENS
+        budget = pass_tokens(self.accelerator.device.type)
         with ExitStack() as stack:
             writers = [stack.enter_context(space.writer()) for space in spaces]
             stack.enter_context(frozen_weights_cast(model, autocast_dtype(self.accelerator)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from hftransfer.cli import cache, copy, evaluate, predict, recipes, run
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import UserError
+
+READER_LEFT = 141
+"""Exit status when nobody reads the output any more: that of a program that SIGPIPE ends."""
 
 
 def build_app() -> App:
@@ -45,8 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def guarded(action: Any) -> int:
     """Run an action; turn what the user can mend into one line on the error stream and status 2."""
+    # PEFT asks transformers for a property by its old name: nothing that a user of either could mend.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:
         action()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has left (`| head`). Python flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
     except (UserError, CycloptsError, ValidationError) as error:
         rank = os.environ.get("RANK", "0")
         print(f"error: {one_line(error)}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)

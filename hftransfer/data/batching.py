@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+# Padded tokens of a batch of a pass without gradients: what stays in a CPU's cache, and what fills a GPU.
+CPU_PASS_TOKENS, GPU_PASS_TOKENS = 2048, 16384
+
 # Separate streams of random numbers for one seed.
 _EPOCH, _BATCHES = 1, 2
 
@@ -127,6 +130,11 @@ def micro_batches(indices: Indices, per_device_size: int) -> list[Indices]:
     """
     _require_positive(per_device_size=per_device_size)
     return _cut(indices, per_device_size)
+
+
+def pass_tokens(device_type: str) -> int:
+    """Padded tokens per batch of an encoding, an evaluation or a prediction on this kind of device."""
+    return CPU_PASS_TOKENS if device_type == "cpu" else GPU_PASS_TOKENS
 
 
 def token_budget_batches(

@@ -135,6 +135,8 @@ class Task(ABC):
     The methods with a body suit a task whose head is stock and whose rows need nothing but padding.
 
     Attributes:
+        settings: The recipe's task section.
+        data: Its data section.
         default_metric: What chooses the best model unless the recipe says.
         metrics: Everything that may be asked for instead.
         pad_values: What to pad each column with.
@@ -150,25 +152,31 @@ class Task(ABC):
     """Whether the head must come with the checkpoint: a new one over the vocabulary would have all to learn."""
     default_metric: str
     metrics: tuple[str, ...]
+    settings: Any
 
     def __init__(self, settings: TaskSection, data: DataSection) -> None:
+        self.settings = settings
         self.data = data
         self.pad_values: dict[str, int] = {"input_ids": 0}
 
     @classmethod
-    @abstractmethod
     def from_data(cls, settings: Any, data: DataSection, train: Dataset) -> Task:
-        """The task that settings and training examples define.
+        """The task that settings and training examples define; unless a task looks at them, the examples say nothing.
 
         Raises:
             DataError: If the examples leave nothing to learn.
-            RecipeError: If a setting means nothing for this problem.
+            RecipeError: If a setting means nothing for this problem, or a column is not named.
         """
+        return cls(settings, data)
 
     @classmethod
-    @abstractmethod
     def from_model(cls, settings: Any, data: DataSection, config: Any) -> Task:
-        """The task that a trained model was trained for, from its config."""
+        """The task that a trained model was trained for; unless a task looks into it, the config says nothing.
+
+        Raises:
+            RecipeError: If a column is not named.
+        """
+        return cls(settings, data)
 
     def derived(self) -> dict[str, tuple[Any, str]]:
         """Settings that the data decided: name -> value and reason."""

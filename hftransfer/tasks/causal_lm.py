@@ -22,7 +22,7 @@ from hftransfer.models.families import FAMILIES
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged
-from hftransfer.tasks.generation import REFERENCES, GenerationTask, check_prompt, cut_targets
+from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
 from hftransfer.tasks.losses import token_loss
 from hftransfer.tasks.text_metrics import generation_metrics, token_metrics, token_record
 
@@ -62,16 +62,12 @@ class CausalLMTask(GenerationTask):
             raise RecipeError(
                 "a prompt without completions", where="task.prompt", fix="name the column with them as data.label"
             )
-        return cls._checked(settings, data, completes)
+        return cls(settings, data, completes=completes)
 
     @classmethod
     def from_model(cls, settings: TextGeneration, data: DataSection, config: Any) -> CausalLMTask:
         """The task that a model was trained for; completions to compare with make it one of prompts."""
-        return cls._checked(settings, data, bool(settings.label_columns(data)) or getattr(config, COMPLETES, False))
-
-    @classmethod
-    def _checked(cls, settings: TextGeneration, data: DataSection, completes: bool) -> CausalLMTask:
-        check_prompt(settings.prompt, data)
+        completes = bool(settings.label_columns(data)) or getattr(config, COMPLETES, False)
         return cls(settings, data, completes=completes)
 
     @classmethod

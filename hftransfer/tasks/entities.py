@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from hftransfer.errors import DataError
 
@@ -93,13 +93,11 @@ def entity_scores(
         actual.update(kind for kind, *_ in set(right))
         claimed.update(kind for kind, *_ in set(guessed))
         hits.update(kind for kind, *_ in set(right) & set(guessed))
-    by_type = {kind: _f1(hits[kind], claimed[kind], actual[kind]) for kind in sorted(actual | claimed)}
     return {
         "f1": _f1(hits.total(), claimed.total(), actual.total()),
         "precision": hits.total() / claimed.total() if claimed else 0.0,
         "recall": hits.total() / actual.total() if actual else 0.0,
-        "f1_macro": sum(by_type.values()) / len(by_type) if by_type else 0.0,
-        **{f"f1/{kind}": by_type.get(kind, 0.0) for kind in sorted({*by_type, *kinds})},
+        **_by_name(hits, claimed, actual, actual | claimed, kinds),
     }
 
 
@@ -116,22 +114,35 @@ def tag_scores(
     Raises:
         DataError: If there is no word.
     """
-    pairs: Counter[tuple[str | None, str | None]] = Counter(
+    pairs: Counter[tuple[str, str | None]] = Counter(
         pair for right, guessed in zip(gold, predicted, strict=True) for pair in zip(right, guessed, strict=True)
     )
     if not pairs:
         raise DataError("no words to score", where="predictions")
-    actual: Counter[str | None] = Counter()
+    actual: Counter[str] = Counter()
     claimed: Counter[str | None] = Counter()
     for (right, guessed), count in pairs.items():
         actual[right] += count
         claimed[guessed] += count
     hits = {tag: pairs[tag, tag] for tag in actual}
-    by_tag = {str(tag): _f1(hits[tag], claimed[tag], actual[tag]) for tag in actual}
     return {
         "word_accuracy": sum(hits.values()) / pairs.total(),
-        "f1_macro": sum(by_tag.values()) / len(by_tag),
-        **{f"f1/{tag}": by_tag.get(tag, 0.0) for tag in sorted({*by_tag, *names})},
+        **_by_name(hits, claimed, actual, actual, names),
+    }
+
+
+def _by_name(
+    hits: Mapping[Any, int],
+    claimed: Mapping[Any, int],
+    actual: Mapping[Any, int],
+    scored: Iterable[str],
+    also: Iterable[str],
+) -> dict[str, float]:
+    """The mean F1 over what is scored, and the F1 of every name; 0 for the names that are only listed as well."""
+    by_name = {name: _f1(hits[name], claimed[name], actual[name]) for name in scored}
+    return {
+        "f1_macro": sum(by_name.values()) / len(by_name) if by_name else 0.0,
+        **{f"f1/{name}": by_name.get(name, 0.0) for name in sorted({*by_name, *also})},
     }
 
 

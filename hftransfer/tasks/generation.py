@@ -34,27 +34,12 @@ class GenerationTask(Task):
     needs_pretrained_head = True
     default_metric = "chrf"
     metrics = metrics.METRICS["generation"]
+    settings: TextGeneration
 
     def __init__(self, settings: TextGeneration, data: DataSection) -> None:
+        check_prompt(settings.prompt, data)
         super().__init__(settings, data)
-        self.settings = settings
         self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    @classmethod
-    def from_data(cls, settings: TextGeneration, data: DataSection, train: Dataset) -> GenerationTask:
-        """The task; there is nothing to learn from the examples.
-
-        Raises:
-            RecipeError: If the prompt has a place for a column that is not named.
-        """
-        check_prompt(settings.prompt, data)
-        return cls(settings, data)
-
-    @classmethod
-    def from_model(cls, settings: TextGeneration, data: DataSection, config: Any) -> GenerationTask:
-        """The task; its settings are all there is."""
-        check_prompt(settings.prompt, data)
-        return cls(settings, data)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

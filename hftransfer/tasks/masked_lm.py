@@ -49,17 +49,7 @@ class MaskedLMTask(Task):
 
     def __init__(self, settings: MaskedLM, data: DataSection) -> None:
         super().__init__(settings, data)
-        self.settings, self.spans, self.decoder_start = settings, False, 0
-
-    @classmethod
-    def from_data(cls, settings: MaskedLM, data: DataSection, train: Dataset) -> MaskedLMTask:
-        """The task; there is nothing to learn from the examples."""
-        return cls(settings, data)
-
-    @classmethod
-    def from_model(cls, settings: MaskedLM, data: DataSection, config: Any) -> MaskedLMTask:
-        """The task; nothing of it is in the config."""
-        return cls(settings, data)
+        self.spans, self.decoder_start = False, 0
 
     @classmethod
     def class_for(cls, model_type: str) -> str:

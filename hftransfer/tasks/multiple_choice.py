@@ -42,25 +42,14 @@ class MultipleChoiceTask(Task):
     default_metric = "accuracy"
     metrics = metrics.METRICS["multiple_choice"]
 
-    @classmethod
-    def from_data(cls, settings: MultipleChoice, data: DataSection, train: Dataset) -> MultipleChoiceTask:
-        """The task; there is nothing to learn from the examples.
-
-        Raises:
-            RecipeError: If no column holds choices.
-        """
+    def __init__(self, settings: MultipleChoice, data: DataSection) -> None:
         if not listed_columns(data.text_pair):
             raise RecipeError(
                 "no column with the choices",
                 where="data.text_pair",
                 fix="name a column with lists of choices, or one column per choice, joined by commas",
             )
-        return cls(settings, data)
-
-    @classmethod
-    def from_model(cls, settings: MultipleChoice, data: DataSection, config: Any) -> MultipleChoiceTask:
-        """The task; nothing of it is in the config."""
-        return cls(settings, data)
+        super().__init__(settings, data)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False

@@ -65,18 +65,10 @@ class QuestionAnsweringTask(Task):
     metrics = metrics.METRICS["question_answering"]
 
     def __init__(self, settings: QuestionAnswering, data: DataSection) -> None:
+        if data.text_pair is None:
+            raise RecipeError("no column with the context", where="data.text_pair", fix="name it; text is the question")
         super().__init__(settings, data)
-        self.settings = settings
         self.threshold: float | None = None
-
-    @classmethod
-    def from_data(cls, settings: QuestionAnswering, data: DataSection, train: Dataset) -> QuestionAnsweringTask:
-        """The task; there is nothing to learn from the examples.
-
-        Raises:
-            RecipeError: If no column holds contexts.
-        """
-        return cls(settings, data)
 
     @classmethod
     def from_model(cls, settings: QuestionAnswering, data: DataSection, config: Any) -> QuestionAnsweringTask:
@@ -101,8 +93,6 @@ class QuestionAnsweringTask(Task):
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False
     ) -> Features:
         """Tokenize question and context into windows, and find the answers in them."""
-        if self.data.text_pair is None:
-            raise RecipeError("no column with the context", where="data.text_pair", fix="name it; text is the question")
         self.pad_values = {"input_ids": tokenizer.pad_token_id or 0}
         questions, contexts = dataset[self.data.text][:], dataset[self.data.text_pair][:]
         windows = tokenize_windows(tokenizer, questions, contexts, max_length, self.settings)

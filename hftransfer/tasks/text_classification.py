@@ -52,7 +52,7 @@ class TextClassificationTask(Task):
 
     def __init__(self, settings: TextClassification, data: DataSection, labels: Labels) -> None:
         super().__init__(settings, data)
-        self.settings, self.labels = settings, labels
+        self.labels = labels
         self.default_metric = DEFAULT_METRICS[labels.problem]
         self.metrics = (*metrics.METRICS[labels.problem], *(f"f1/{name}" for name in labels.names))
         self.thresholds_C = np.full(labels.num_outputs, 0.5)

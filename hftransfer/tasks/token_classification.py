@@ -65,7 +65,7 @@ class TokenClassificationTask(Task):
 
     def __init__(self, settings: TokenClassification, data: DataSection, names: Sequence[str]) -> None:
         super().__init__(settings, data)
-        self.settings, self.names = settings, tuple(names)
+        self.names = tuple(names)
         self.marks_entities = are_entity_tags(names)
         self.default_metric = "f1" if self.marks_entities else "word_accuracy"
         tags = set(names) - {OUTSIDE}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.caching.states import Inputs
-from hftransfer.data.batching import token_budget_batches
+from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.errors import DataError
 from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training.distributed import is_sharded, release, same_passes
@@ -22,9 +22,6 @@ from hftransfer.training.distributed import is_sharded, release, same_passes
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
-
-# Padded tokens per batch: large enough to fill the processor, small enough for its cache.
-MAX_BATCH_TOKENS = 8192
 
 Piece: TypeAlias = tuple[NDArray[np.int64], Any]
 """Rows, and what was predicted for them: an array (B, P) or a list of B arrays."""
@@ -54,7 +51,7 @@ def predict(
         DataError: If there are no rows.
     """
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    batches = token_budget_batches(inputs.lengths_N, MAX_BATCH_TOKENS, max_examples)
+    batches = token_budget_batches(inputs.lengths_N, pass_tokens(next(model.parameters()).device.type), max_examples)
     if not batches:
         raise DataError("no rows to predict", where="features", fix="give at least one example")
     was_training = model.training

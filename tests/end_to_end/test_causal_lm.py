@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hftransfer import Run, predict
-from hftransfer.cli.main import main
+from tests.running import command, flags, write_rows
 from tests.tiny_models import WORDS
 
 ROWS = [
@@ -21,21 +21,13 @@ ROWS = [
 COMPLETING = {"data.label": "answer", "task.prompt": "read: {text} ?", "task.max_new_tokens": 5}
 
 
-def command(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    return path
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 def train(rows: Path, checkpoint: Path, **settings: object) -> Run:
-    flags: dict[str, object] = {
+    given: dict[str, object] = {
         "checkpoint": checkpoint,
         "data.train": rows,
         "data.test": rows,
@@ -43,7 +35,7 @@ def train(rows: Path, checkpoint: Path, **settings: object) -> Run:
         "output_dir": rows.parent / "run",
         **settings,
     }
-    assert command("run", "causal_lm", *(part for name, value in flags.items() for part in (f"--{name}", value))) == 0
+    assert command("run", "causal_lm", *flags(given)) == 0
     return Run(rows.parent / "run")
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import running
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
 # 17 rows in batches of 8: the last one has a single row, so that one of two ranks is idle.
 ROWS = [
     {
@@ -90,25 +85,9 @@ def launch(folder, checkpoint, processes):
         }
         for name, strategy, accumulation, task in SETTINGS
     }
-    (folder / "settings.json").write_text(json.dumps({"rows": ROWS, "recipes": recipes}))
-    (folder / "script.py").write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "HF_HUB_OFFLINE": "1"}
-    # A cache of its own: two processes must share the encoding, not find what one process left.
-    environment["HFTRANSFER_CACHE"] = str(folder / "states")
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(folder / "script.py"), str(folder / "settings.json")],
-        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    settings = {"rows": ROWS, "recipes": recipes}
+    # A feature cache of its own: two processes must share the encoding, not find what one process left.
+    running.launch(folder, running.torchrun(processes), SCRIPT, settings, ACCELERATE_MIXED_PRECISION="no")
     return folder
 
 

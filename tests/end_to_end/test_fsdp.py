@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hftransfer.inference import predict
+from tests import running
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -80,12 +77,6 @@ if torch.distributed.get_rank() == 0:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def launch(folder: Path, checkpoint: Path, config: str) -> Path:
     """Run all settings in one launch of two processes, with a config that we ship."""
     folder.mkdir()
@@ -100,23 +91,11 @@ def launch(folder: Path, checkpoint: Path, config: str) -> Path:
         for name, settings in RUNS.items()
     }
     settings = {"rows": ROWS, "recipes": recipes, "resumed": RESUMED, "noted": str(folder / "noted.json")}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    (folder / "script.py").write_text(SCRIPT)
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / config)]
-    launcher += ["--num_processes", "2", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"HFTRANSFER_CACHE": str(folder / "states"), "OMP_NUM_THREADS": "1"}
-    del environment["ACCELERATE_MIXED_PRECISION"]
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(folder / "script.py"), str(folder / "settings.json")],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert finished.returncode == 0, finished.stderr[-6000:]
-    (folder / "output.txt").write_text(finished.stdout)
+    launcher += ["--num_processes", "2", "--main_process_port", str(running.free_port()), "--mixed_precision", "no"]
+    # The launcher says the precision.
+    output = running.launch(folder, launcher, SCRIPT, settings, ACCELERATE_MIXED_PRECISION=None)
+    (folder / "output.txt").write_text(output)
     return folder
 
 

@@ -12,28 +12,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from hftransfer import Recipe, Run, finetune, predict
-from hftransfer.cli.main import main
 from hftransfer.training import loop
+from tests.running import command, flags, write_rows
 from tests.tiny_models import WORDS, tiny_tokenizer
 
 ROWS = [{"text": " ".join(WORDS[index : index + 3 + index % 30])} for index in range(40)]
 
 
-def command(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    return path
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 def train(rows: Path, checkpoint: Path, **settings: object) -> Run:
-    flags: dict[str, object] = {
+    given: dict[str, object] = {
         "checkpoint": checkpoint,
         "data.train": rows,
         "data.test": rows,
@@ -41,10 +33,9 @@ def train(rows: Path, checkpoint: Path, **settings: object) -> Run:
         "optim.num_train_epochs": 2,
         "optim.per_device_train_batch_size": 8,
         "output_dir": rows.parent / "run",
-        **{name.replace("__", "."): value for name, value in settings.items()},
+        **settings,
     }
-    arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    assert command("run", "masked_lm", "--task.whole_words", *arguments) == 0
+    assert command("run", "masked_lm", "--task.whole_words", *flags(given)) == 0
     return Run(rows.parent / "run")
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from hftransfer import Run, predict
-from hftransfer.cli.main import main
+from tests.running import command, write_rows
 from tests.tiny_models import WORDS
 
 ROWS = [
@@ -25,16 +25,9 @@ ROWS = [
 COLUMNS = ["--data.text", "premise", "--data.text_pair", "choices"]
 
 
-def command(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
-
-
 def train(folder: Path, checkpoint: Path, *flags: object) -> Run:
     for split, count in (("train", 24), ("test", 30)):
-        text = "".join(json.dumps(row) + "\n" for row in ROWS[:count])
-        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        write_rows(folder / f"{split}.jsonl", ROWS[:count])
     settings = {
         "--checkpoint": checkpoint,
         "--data.train": folder / "train.jsonl",

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hftransfer import Run, predict
-from hftransfer.cli.main import main
+from tests.running import command, flags, write_rows
 from tests.tiny_models import WORDS
 
 ROWS: list[dict[str, Any]] = [
@@ -24,16 +24,9 @@ ROWS: list[dict[str, Any]] = [
 PROMPT = "read the {text} in red"
 
 
-def command(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
-
-
 def train(folder: Path, checkpoint: Path, **settings: object) -> Run:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    flags: dict[str, object] = {
+    path = write_rows(folder / "rows.jsonl", ROWS)
+    given: dict[str, object] = {
         "checkpoint": checkpoint,
         "data.train": path,
         "data.test": path,
@@ -43,9 +36,9 @@ def train(folder: Path, checkpoint: Path, **settings: object) -> Run:
         "task.max_new_tokens": 6,
         "optim.num_train_epochs": 2,
         "output_dir": folder / "run",
-        **{name.replace("__", "."): value for name, value in settings.items()},
+        **settings,
     }
-    assert command("run", "seq2seq", *(part for name, value in flags.items() for part in (f"--{name}", value))) == 0
+    assert command("run", "seq2seq", *flags(given)) == 0
     return Run(folder / "run")
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +13,9 @@ from hftransfer.data import streaming
 from hftransfer.finetuning import finetune
 from hftransfer.recipe import Recipe
 from hftransfer.training import loop
+from tests import running
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
 ROWS = [
     {"text": " ".join(WORDS[index : index + 2 + index * 3 % 9]), "label": ("a", "b", "c")[index % 3]}
     for index in range(45)
@@ -213,23 +209,7 @@ def launch(base, folder, processes):
     recipe = settings(
         base, folder / "run", optim={"per_device_train_batch_size": 4 // processes}, strategy="gradual_unfreezing"
     )
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    (folder / "script.py").write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HFTRANSFER_CACHE": str(folder / "states")}
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(folder / "script.py"), str(folder / "recipe.json")],
-        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    running.launch(folder, running.torchrun(processes), SCRIPT, recipe)
     return [json.loads((folder / "run" / f"seen-{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from hftransfer import Run, predict
-from hftransfer.cli.main import main
+from tests.running import command, write_rows
 from tests.tiny_models import WORDS
 
 TAGGED: list[dict[str, Any]] = [
@@ -47,20 +47,13 @@ TASKS: dict[str, tuple[list[dict[str, Any]], dict[str, str]]] = {
 }
 
 
-def command(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return stop.value.code
-
-
 def flat(settings: dict[str, Any]) -> list[str]:
     return [str(part) for setting in settings.items() for part in setting]
 
 
 def train(task: str, folder: Path, checkpoint: Path, **settings: object) -> Run:
     rows, columns = TASKS[task]
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = write_rows(folder / "rows.jsonl", rows)
     files = {"--checkpoint": checkpoint, "--data.train": path, "--data.test": path, "--output_dir": folder / "run"}
     more = {f"--{name.replace('__', '.')}": value for name, value in settings.items()}
     assert command("run", task, *flat({**files, **columns, "--optim.num_train_epochs": 2, **more})) == 0

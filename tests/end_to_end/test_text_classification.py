@@ -16,10 +16,10 @@ import yaml
 from scipy.special import softmax
 
 from hftransfer import Recipe, Run, evaluate, finetune, predict
-from hftransfer.cli.main import main
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection
 from hftransfer.tasks.text_classification import TextClassificationTask
+from tests.running import command
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -93,12 +93,6 @@ def make_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return made[(problem, *flags)]
 
     return make
-
-
-def command(*arguments: str) -> Any:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code
 
 
 @pytest.mark.parametrize(

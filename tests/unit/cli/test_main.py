@@ -94,3 +94,20 @@ def test_only_what_the_user_can_mend_is_caught(capsys: pytest.CaptureFixture[str
     with pytest.raises(RuntimeError, match="ours"):
         guarded(defect)
     assert guarded(lambda: None) == 0
+
+
+def test_a_reader_that_leaves_is_no_defect(tmp_path: Path) -> None:
+    """`hftransfer recipes | head -1`: what nobody reads any more ends the program without a traceback."""
+    code = "from hftransfer.cli.main import main; import sys; sys.stdin.read(); main(['recipes'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

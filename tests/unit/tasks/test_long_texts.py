@@ -80,7 +80,7 @@ def test_what_has_no_head_and_tail_is_refused():
             TextClassification(long_inputs="head_tail"), DataSection(text_pair="text"), Dataset.from_dict(ROWS)
         ).attach(model, TOKENIZER)
     tagger = TokenClassificationTask(TokenClassification(long_inputs="head_tail"), DataSection(), ["X", "Y"])
-    reader = QuestionAnsweringTask(QuestionAnswering(long_inputs="head_tail"), DataSection())
+    reader = QuestionAnsweringTask(QuestionAnswering(long_inputs="head_tail"), DataSection(text_pair="context"))
     for task in (tagger, reader):
         with pytest.raises(RecipeError, match="use windows or head"):
             task.attach(model, TOKENIZER)

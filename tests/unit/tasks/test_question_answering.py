@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
 from hftransfer.caching.states import PlainInputs, model_inputs
 from hftransfer.errors import DataError, RecipeError
@@ -146,9 +146,12 @@ def test_what_cannot_be_asked_is_refused():
     wrong = {**ROWS, "label": [{"text": ["great"], "answer_start": [12]}, *ROWS["label"][1:]]}
     with pytest.raises(DataError, match="row 1: the context has no 'great' at 12"):
         a_task(wrong)
-    task = QuestionAnsweringTask.from_data(QuestionAnswering(), DataSection(), Dataset.from_dict(ROWS))
-    with pytest.raises(RecipeError, match=r"data\.text_pair"):
-        task.encode(Dataset.from_dict(ROWS), tiny_tokenizer("bert"), 64)
+    for build, source in (
+        (QuestionAnsweringTask.from_data, Dataset.from_dict(ROWS)),
+        (QuestionAnsweringTask.from_model, PretrainedConfig()),
+    ):
+        with pytest.raises(RecipeError, match=r"data\.text_pair"):
+            build(QuestionAnswering(), DataSection(), source)
 
 
 def test_a_long_question_leaves_room_for_the_context():

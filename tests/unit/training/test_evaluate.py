@@ -22,7 +22,7 @@ TEXTS = [" ".join(WORDS[index : index + 1 + index * 7 % 23]) for index in range(
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 @pytest.mark.parametrize("budget", [30, 8192])
 def test_batches_equal_single_examples(family, budget, monkeypatch):
-    monkeypatch.setattr(evaluate, "MAX_BATCH_TOKENS", budget)
+    monkeypatch.setattr(evaluate, "pass_tokens", lambda device_type: budget)
     tokenizer, model = tiny_tokenizer(family), tiny_classifier(family).train()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     task = TextClassificationTask(TextClassification(), DataSection(), Labels("single_label", ("a", "b", "c")))
