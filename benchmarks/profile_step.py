@@ -101,7 +101,7 @@ def main() -> None:
             output_dir=f"{folder}/run",
         )
         run = finetune(recipe, train=data, validation=data.select(range(64)))
-    bf16 = run.metrics["training"]["mixed_precision"] == "bf16"
+        bf16 = run.metrics["training"]["mixed_precision"] == "bf16"
     peak = max(product_rate(shape, torch.bfloat16 if bf16 else torch.float32, "cpu") for shape in SHAPES)
     config = AutoConfig.from_pretrained(arguments.checkpoint)
     operations = [3 * encoder_operations(config, rows) for rows in steps.rows]

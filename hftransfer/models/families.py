@@ -63,6 +63,8 @@ class Family:
         absolute_positions: Whether `max_position_embeddings` limits the input.
         pooling_block: How to write a mean-pooling block, for post-norm encoders.
         shares_position_bias: Whether the first block makes the position bias and every block hands it on (T5).
+        token_wise: Path inside a block of the module behind the attention, from which on every token is treated alone:
+            it is given the attention's output and what the residual adds, and nothing else carries tokens on.
     """
 
     stacks: tuple[Stack, ...] = (Stack("num_hidden_layers"),)
@@ -74,6 +76,7 @@ class Family:
     absolute_positions: bool = True
     pooling_block: Projections | None = None
     shares_position_bias: bool = False
+    token_wise: str | None = None
 
 
 _BERT_BLOCK = Projections(
@@ -87,7 +90,11 @@ _DISTILBERT_BLOCK = Projections(
     norms=("sa_layer_norm", "output_layer_norm"),
 )
 
-_ROBERTA = Family(roles={"pooler": "pooler"}, offset_positions=True, pooling_block=_BERT_BLOCK)
+_BERT_TOKEN_WISE = "attention.output"
+
+_ROBERTA = Family(
+    roles={"pooler": "pooler"}, offset_positions=True, pooling_block=_BERT_BLOCK, token_wise=_BERT_TOKEN_WISE
+)
 _LLAMA = Family(
     stacks=(Stack("num_hidden_layers", encoder=False),),
     roles={"norm": "final_norm", "rotary_emb": "embeddings"},
@@ -95,11 +102,11 @@ _LLAMA = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    "bert": Family(roles={"pooler": "pooler"}, pooling_block=_BERT_BLOCK),
+    "bert": Family(roles={"pooler": "pooler"}, pooling_block=_BERT_BLOCK, token_wise=_BERT_TOKEN_WISE),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": Family(pooling_block=_BERT_BLOCK),
+    "electra": Family(pooling_block=_BERT_BLOCK, token_wise=_BERT_TOKEN_WISE),
     "distilbert": Family(pooling_block=_DISTILBERT_BLOCK),
     # One group of weights is applied several times: the group is the block, since its weights learn together.
     "albert": Family(
@@ -119,6 +126,7 @@ FAMILIES: Mapping[str, Family] = {
             "encoder.LayerNorm": "embeddings",
             "encoder.conv": "first_block",
         },
+        token_wise=_BERT_TOKEN_WISE,
     ),
     "modernbert": Family(
         roles={"final_norm": "final_norm", "rotary_emb": "embeddings"},

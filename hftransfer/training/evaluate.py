@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.errors import DataError
+from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training.distributed import is_sharded, release, same_passes
 
@@ -56,7 +57,8 @@ def predict(
         raise DataError("no rows to predict", where="features", fix="give at least one example")
     was_training = model.training
     model.eval()
-    pieces = _run(model, task, inputs, batches, same_passes(len(batches), rank, world_size))
+    with head_token_only(model):
+        pieces = _run(model, task, inputs, batches, same_passes(len(batches), rank, world_size))
     release(model)
     model.train(was_training)
     if world_size > 1:

@@ -28,8 +28,9 @@ from hftransfer.training import kernels
 ATTENTION = "hftransfer_cpu"
 
 # glibc's mallopt: how much free memory stays with the process, and from what size on a block is mapped on its own.
+# Larger blocks, such as logits over a vocabulary, have another size in every step and would leave gaps in the heap.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP, _LARGEST = (1 << 31) - 1, 1 << 30
+_KEEP, _LARGEST = (1 << 31) - 1, 64 << 20
 # Where glibc's own adjustment ends once large blocks have been freed; the state before cannot be read.
 _USUAL_TRIM, _USUAL_MMAP = 64 << 20, 32 << 20
 

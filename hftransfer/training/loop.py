@@ -17,6 +17,7 @@ from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
+from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import distributed, summary
@@ -171,7 +172,8 @@ class Training:
         if current.start < self.progress.step:
             self.state.load_optimizer(optimizer)
         fast = fast_training(self.model, self.accelerator.device.type, compiled=self.recipe.optim.torch_compile)
-        with fast as speed_note, self.cache.stage(self.model, *self._frozen_ahead(current)) as inputs:
+        cached = self.cache.stage(self.model, *self._frozen_ahead(current))
+        with fast as speed_note, head_token_only(self.model), cached as inputs:
             for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
                 log.say(note)
             with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
