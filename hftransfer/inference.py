@@ -17,6 +17,7 @@ from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection, TaskSection
 from hftransfer.run import MODEL_FOLDER
+from hftransfer.safety.files import replacing
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.tasks.registry import settings_of_model, task_of_model
@@ -215,11 +216,10 @@ def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any
 
 def _write(frame: Any, output: Path) -> None:
     """Write a table beside its destination and rename."""
-    temporary = output.with_name(f".{output.name}.writing")
-    if output.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    elif output.suffix == ".jsonl":
-        frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        if output.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        elif output.suffix == ".jsonl":
+            frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        else:
+            frame.to_parquet(temporary, index=False)
