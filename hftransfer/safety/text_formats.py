@@ -63,7 +63,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror})", where=str(path)) from error
     except ValueError as error:
-        raise CheckpointError(f"is not JSON as it should be ({error})", where=str(path)) from error
+        raise CheckpointError(f"cannot be loaded: no JSON ({error})", where=str(path)) from error
     if not isinstance(found, dict):
         raise CheckpointError("is not a JSON object", where=str(path))
     return found
