@@ -13,10 +13,11 @@ from typing import Any
 from hftransfer.errors import CheckpointError
 from hftransfer.models.source import Source, check_no_adapter, open_source, split_revision
 from hftransfer.models.stored import ADAPTER_WEIGHTS, stored_weights
-from hftransfer.models.trust import ADAPTER_CONFIG, CONFIG, MAX_CONFIG_BYTES, check_adapter
+from hftransfer.models.trust import ADAPTER_CONFIG, CONFIG, check_adapter
 from hftransfer.safety.text_formats import read_json
 
 BASE = "base_model_name_or_path"
+MAX_ADAPTER_BYTES = 1_000_000
 
 
 def read_adapter(folder: Path) -> dict[str, Any] | None:
@@ -28,7 +29,7 @@ def read_adapter(folder: Path) -> dict[str, Any] | None:
     path = folder / ADAPTER_CONFIG
     if not path.exists():
         return None
-    adapter = read_json(path, MAX_CONFIG_BYTES)
+    adapter = read_json(path, MAX_ADAPTER_BYTES)
     if not isinstance(adapter.get(BASE), str) or not adapter[BASE]:
         raise CheckpointError(f"{BASE} is missing", where=str(path))
     check_adapter(adapter, path, stored_weights(folder, ADAPTER_WEIGHTS))

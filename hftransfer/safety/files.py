@@ -18,23 +18,23 @@ _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 
 
 def check_private(folder: Path, fix: str) -> None:
-    """Refuse a folder that somebody else owns or may write to; one that is absent is fine.
+    """Refuse a folder that somebody else owns or may write to; what cannot be read as a folder is harmless.
 
     Args:
         folder: The folder. A link counts as what it is, not as what it leads to.
         fix: What the message says to do.
 
     Raises:
-        CacheError: It is another user's, others may write to it, or it is no folder.
+        CacheError: It is another user's, others may write to it, or it is a link.
     """
     try:
         found = os.lstat(folder)
-    except FileNotFoundError:
+    except OSError:
         return
-    except OSError as error:
-        raise CacheError(f"cannot be read ({error.strerror})", where=str(folder), fix=fix) from error
+    if stat.S_ISLNK(found.st_mode):
+        raise CacheError("is a link", where=str(folder), fix=fix)
     if not stat.S_ISDIR(found.st_mode):
-        raise CacheError("is not a folder", where=str(folder), fix=fix)
+        return
     if hasattr(os, "geteuid"):
         if found.st_uid != os.geteuid():
             raise CacheError("belongs to another user, who could have written anything", where=str(folder), fix=fix)
