@@ -43,7 +43,6 @@ _LOAD_ERRORS = (
     ImportError,
     EOFError,
     SafetensorError,
-    pickle.UnpicklingError,
     UserWarning,
 )
 
@@ -317,6 +316,12 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "cannot be loaded: a pickle file that holds more than tensors could run code",
+            where=name,
+            fix="give weights in safetensors",
+        ) from error
     except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if os.path.isdir(name):
