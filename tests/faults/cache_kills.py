@@ -51,9 +51,10 @@ def main(kills: int) -> int:
     """Kill, look, and now and then train to the end on what is left."""
     write_tiny_checkpoint(HOME / "checkpoint", "bert")
     data = str(write_examples(HOME / "train.jsonl", 3000))
+    held = str(write_examples(HOME / "validation.jsonl", 50, seed=1))
     recipe = {
         "checkpoint": str(HOME / "checkpoint"),
-        "data": {"train": data, "streaming": True, "chunk_examples": 150},
+        "data": {"train": data, "validation": held, "streaming": True, "chunk_examples": 150},
         "strategy": "feature_extraction",
         "optim": {"num_train_epochs": 2, "per_device_train_batch_size": 64},
     }
