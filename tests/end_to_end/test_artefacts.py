@@ -26,6 +26,8 @@ def test_no_text_and_no_token_in_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     )
     finetune(recipe)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {"recipe.yaml", "log.jsonl", "metrics.json", "config.json", "tokenizer.json"} <= {path.name for path in files}
+    assert {"recipe.yaml", "log.jsonl", "metrics.json", "config.json", "tokenizer.json"} <= {
+        path.name for path in files
+    }
     for secret in (MARKER, TOKEN):
         assert [path for path in files if secret.encode() in path.read_bytes()] == []

@@ -70,17 +70,16 @@ def redirecting_adapter(folder: Path, canary: Path) -> tuple[Action, Action]:
 
 
 def adapter_of_another_base(folder: Path, canary: Path) -> tuple[Action, Action]:
-    weights = adapter_alone(folder, folder.parent / "other")
+    adapter_alone(folder, folder.parent / "other")
     _, control = redirecting_adapter(folder.parent / "again", canary)
-    asked = str(folder.parent / "base")
-    return lambda: tell(canary, loaded_from(load_trained(folder, base=asked).model, weights)), control
+    # On any base but its own an adapter gives wrong numbers.
+    return lambda: tell(canary, load_trained(folder, base=str(folder.parent / "base"))), control
 
 
 def adapter_of_another_revision(folder: Path, canary: Path) -> tuple[Action, Action]:
-    weights = adapter_alone(folder, folder.parent / "other", revision="a" * 40)
+    adapter_alone(folder, folder.parent / "other", revision="a" * 40)
     _, control = redirecting_adapter(folder.parent / "again", canary)
-    asked = str(folder.parent / "other")
-    return lambda: tell(canary, loaded_from(load_trained(folder, base=asked).model, weights)), control
+    return lambda: tell(canary, load_trained(folder, base=str(folder.parent / "other"))), control
 
 
 def adapter_as_checkpoint(folder: Path, canary: Path) -> tuple[Action, Action]:
@@ -192,8 +191,6 @@ def saved_data(part: str) -> Any:
         else:
             edit(folder / "dataset_dict.json", splits=["train", "../private"])
         section = DataSection(name=str(folder))
-        seen = f"the {part}"
-        assert seen
 
         def texts(splits: Any) -> bool:
             return any(SECRET in split["text"] for split in splits)

@@ -14,10 +14,11 @@ from tests.faults.attacks_size import ATTACKS as SIZES
 # What takes seconds to plant or to refuse is left to the campaign.
 LONG = {"packed weights", "layers copied by an adapter", "recipe nested 400,000 deep", "recipe of 16 MB"}
 ALL = [attack for attack in (*CODE, *SIZES, *PATHS) if attack.name not in LONG]
-# One control of each kind: a pickle, a model's own code, a template, a link that is followed.
+# One control of each kind: a pickle, a model's own code, the same with the flag that allows it, a template, a link.
 CONTROLS = {
     "pickle as weights",
     "code of a model",
+    "code, trusted on a branch",
     "chat template that leaves its sandbox",
     "log.jsonl of the output is a link",
 }
