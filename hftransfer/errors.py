@@ -7,6 +7,8 @@ traceback.
 
 from __future__ import annotations
 
+from hftransfer.redaction import redact
+
 
 class UserError(ValueError):
     """Something the user can mend.
@@ -22,10 +24,10 @@ class UserError(ValueError):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        """The message on one line: `where: what; fix`."""
+        """The message on one line: `where: what; fix`, without the tokens that a path or an address may hold."""
         message = f"{self.where}: {self.what}" if self.where else self.what
         message = f"{message}; {self.fix}" if self.fix else message
-        return " ".join(message.split())
+        return redact(" ".join(message.split()))
 
 
 class RecipeError(UserError):
@@ -50,3 +52,7 @@ class StrategyError(UserError):
 
 class TrainingError(UserError):
     """A training that cannot start or go on."""
+
+
+class CacheError(UserError):
+    """A cache that another user could have written to."""

@@ -17,6 +17,7 @@ from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection, TaskSection
 from hftransfer.run import MODEL_FOLDER
+from hftransfer.safety.files import replacing
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.tasks.registry import settings_of_model, task_of_model
@@ -37,6 +38,7 @@ def predict(
     text: str = "text",
     text_pair: str | None = None,
     batch_size: int = 256,
+    base: str | None = None,
 ) -> list[dict[str, Any]]:
     """What a trained model predicts, in the words of its task.
 
@@ -47,6 +49,7 @@ def predict(
         text: The data's text column.
         text_pair: Its column with the second text of a pair.
         batch_size: Most rows per batch.
+        base: The checkpoint below an adapter whose folder holds no weights of the whole model.
 
     Returns:
         One record per example (docs/tasks.md): `prediction`, and `probabilities` by label name for classes.
@@ -61,7 +64,7 @@ def predict(
         raise DataError("give either texts or data", where="predict")
     if isinstance(texts, str) or not all(isinstance(one, str | list) for one in texts or ()):
         raise DataError("the texts are not a list of strings", where="predict")
-    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair))
+    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair), base)
     columns = list(trained.settings.input_columns(trained.data))
     source = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
     if not len(source):
@@ -72,13 +75,16 @@ def predict(
     return trained.predict(dataset.with_format(None).select_columns(columns), batch_size)
 
 
-def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: int = 256) -> dict[str, float]:
+def evaluate(
+    model: str | os.PathLike[str], data: DataSection, *, batch_size: int = 256, base: str | None = None
+) -> dict[str, float]:
     """Scores of a trained model on `data.test`.
 
     Args:
         model: A run, its folder or its model folder.
         data: The file and its columns.
         batch_size: Most rows per batch.
+        base: As in `predict`.
 
     Raises:
         DataError: If the data cannot be read or have labels that the model does not know.
@@ -87,14 +93,21 @@ def evaluate(model: str | os.PathLike[str], data: DataSection, *, batch_size: in
     if data.test is None:
         raise DataError("no data to evaluate on", where="data.test", fix="give a file with --data.test")
     check_exists(data.test, "data.test")
-    trained = TrainedModel.load(model, data)
+    trained = TrainedModel.load(model, data, base)
     dataset = load_file(data.test, where="data.test", section=data, labelled=True, task=trained.settings)
     features = trained.encode(dataset)
     return trained.task.score(trained.run(features, batch_size), features)
 
 
 def predict_file(
-    model: str | os.PathLike[str], source: str, output: Path, *, text: str, text_pair: str | None, batch_size: int
+    model: str | os.PathLike[str],
+    source: str,
+    output: Path,
+    *,
+    text: str,
+    text_pair: str | None,
+    batch_size: int,
+    base: str | None = None,
 ) -> int:
     """Predict for a file and write its columns with the predictions; the output is whole or absent.
 
@@ -105,6 +118,7 @@ def predict_file(
         text: Column with the text.
         text_pair: Column with the second text of a pair.
         batch_size: Most rows per batch.
+        base: As in `predict`.
 
     Returns:
         The number of rows.
@@ -114,7 +128,7 @@ def predict_file(
     """
     check_output_file(output, OUTPUT_FORMATS)
     check_exists(source, "--input")
-    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair))
+    trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair), base)
     load_file(source, where="--input", section=trained.data, task=trained.settings)
     dataset = load_file(source, where="--input")
     inputs = dataset.select_columns(list(trained.settings.input_columns(trained.data)))
@@ -144,14 +158,19 @@ class TrainedModel:
     task: Task
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str], data: DataSection) -> TrainedModel:
+    def load(cls, model: str | os.PathLike[str], data: DataSection, base: str | None = None) -> TrainedModel:
         """Load a run, its folder or its model folder; its config says what it was trained for.
+
+        Args:
+            model: The run or folder.
+            data: The columns.
+            base: The checkpoint below an adapter that is alone.
 
         Raises:
             CheckpointError: If the folder is not a trained model.
         """
         folder = Path(model)
-        loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder)
+        loaded = load_trained(folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder, base=base)
         if torch.accelerator.is_available():
             model_module: torch.nn.Module = loaded.model
             model_module.to(torch.accelerator.current_accelerator())
@@ -215,11 +234,10 @@ def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any
 
 def _write(frame: Any, output: Path) -> None:
     """Write a table beside its destination and rename."""
-    temporary = output.with_name(f".{output.name}.writing")
-    if output.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    elif output.suffix == ".jsonl":
-        frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        if output.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        elif output.suffix == ".jsonl":
+            frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        else:
+            frame.to_parquet(temporary, index=False)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from hftransfer.redaction import secret_setting
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -18,7 +20,10 @@ Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    # What was given stays out of messages: it may be a token that was put into the wrong place.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class DataSection(Section):
@@ -324,6 +329,8 @@ class CacheSection(Section):
 UNIONS = {"task": "text_classification", "strategy": "full_fine_tuning"}
 """Sections whose `type` decides which settings they have -> the type of one that says nothing."""
 
+NO_SECRETS = "tokens come from HF_TOKEN or the Hub's login alone, since a run writes its recipe down"
+
 
 class Recipe(Section):
     """One training, whole: checkpoint, data, task, strategy, optimisation, evaluation, output and seed."""
@@ -340,6 +347,12 @@ class Recipe(Section):
     resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
     checkpoint_every: PositiveInt | None = Field(None, description="Save the training state every N optimizer steps.")
     keep_checkpoints: PositiveInt = Field(1, description="How many training states to keep.")
+    trust_remote_code: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$",
+        description="Run the code that comes with the checkpoint, after reading it: ORG/NAME@COMMIT (40 hex digits), "
+        "as in `checkpoint`.",
+    )
     trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
     seed: int = Field(13, ge=0, description="Seed of the head, the order of examples and dropout.")
 
@@ -347,6 +360,9 @@ class Recipe(Section):
     @classmethod
     def _union_by_name(cls, values: Any) -> Any:
         """Accept `strategy="lora"` and a mapping without `type` as what they evidently mean; likewise `task`."""
+        secret = secret_setting(values)
+        if secret is not None:
+            raise ValueError(f"{secret} holds a token or a password; {NO_SECRETS}")
         if isinstance(values, dict):
             for name, usual in UNIONS.items():
                 value = values.get(name)

@@ -13,6 +13,9 @@ import yaml
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
+from hftransfer.redaction import redact
+from hftransfer.safety.files import check_no_links, replacing
+from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
 
@@ -40,8 +43,18 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return Recipe(**yaml.safe_load((self.folder / RECIPE_FILE).read_text(encoding="utf-8")))
+        """The resolved recipe.
+
+        Raises:
+            RecipeError: The file is missing, or is not the recipe that a run wrote.
+        """
+        path = self.folder / RECIPE_FILE
+        try:
+            if path.stat().st_size > MAX_YAML_BYTES:
+                raise ValueError(f"larger than {MAX_YAML_BYTES} bytes")
+            return Recipe(**yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader))
+        except (OSError, *YAML_ERRORS) as error:
+            raise RecipeError(f"not the recipe of a run ({error})", where=str(path)) from error
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -74,6 +87,8 @@ def check_output_folder(recipe: Recipe) -> None:
         raise RecipeError("is a file, not a folder", where=str(there), fix="choose another --output_dir")
     if not writable:
         raise RecipeError("not writable", where=str(there), fix="choose another --output_dir")
+    if used and recipe.resume == "auto":
+        check_no_links(folder)
     if not used or recipe.resume == "auto":
         return
     if not recipe.overwrite:
@@ -111,10 +126,9 @@ def create_run(recipe: Recipe, writes: bool = True) -> Run:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a file so that it is whole or as it was before; secrets are redacted."""
+    with replacing(path) as temporary:
+        temporary.write_text(redact(text), encoding="utf-8")
 
 
 def plain_numbers(value: Any) -> Any:

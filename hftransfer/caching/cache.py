@@ -113,6 +113,10 @@ class BoundaryCache:
     _hashes: dict[str, RowHashes] = field(default_factory=dict)
     _trouble: str = ""
 
+    def __post_init__(self) -> None:
+        if self.recipe.cache.enabled != "off":
+            StateStore().check()
+
     @contextmanager
     def stage(self, model: nn.Module, boundaries: Sequence[int], passes: float) -> Iterator[StageInputs]:
         """The inputs of a stage whose model is in place; the model runs from states inside the context.

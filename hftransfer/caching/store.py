@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from hftransfer.safety.files import PRIVATE_FILE, PRIVATE_FOLDER, check_private, make_private, replacing
 
 ENVIRONMENT_VARIABLE = "HFTRANSFER_CACHE"
 KEY_FILE, META_FILE, INDEX_FILE, STATES_FILE = "key.json", "meta.json", "index.npz", "states.bin"
@@ -34,6 +37,8 @@ VERIFIED_BYTES = 4 << 30
 ABANDONED_SECONDS = 6 * 3600
 # Never fill the disk to the last byte.
 SPARE_DISK_BYTES = 1 << 30
+
+FIX = f"give a folder of your own with ${ENVIRONMENT_VARIABLE}"
 
 RowHashes = NDArray[np.uint64]
 """(N, 2): 128 bits per row."""
@@ -75,6 +80,15 @@ class StateStore:
     def __init__(self, root: Path | None = None, max_bytes: int | None = None, keep_since: float = math.inf) -> None:
         self.root, self.max_bytes, self.keep_since = root or default_root(), max_bytes, keep_since
 
+    def check(self) -> None:
+        """Refuse a folder that another user could have filled: its states would be taken for the model's own.
+
+        Raises:
+            CacheError: It is not private.
+        """
+        # The folder may be a link, as the user's own choice; what it leads to counts.
+        check_private(self.root.resolve(), FIX)
+
     def space(self, key: Mapping[str, Any]) -> Space:
         """The space of a prefix; nothing is written yet.
 
@@ -86,7 +100,7 @@ class StateStore:
 
     def spaces(self) -> list[Space]:
         """All spaces, least recently used first."""
-        found = [Space(path.parent, path.read_text(encoding="utf-8")) for path in self.root.glob(f"*/{KEY_FILE}")]
+        found = [space for path in self.root.glob(f"*/{KEY_FILE}") if (space := _known_space(path)) is not None]
         return sorted(found, key=Space.last_used)
 
     def used_bytes(self) -> int:
@@ -132,6 +146,15 @@ class StateStore:
         return removed
 
 
+def _known_space(key_file: Path) -> Space | None:
+    """The space that a key belongs to; None if it is gone, or is none: its name is the hash of its key."""
+    try:
+        space = StateStore(key_file.parents[1]).space(json.loads(key_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return space if space.folder == key_file.parent and not key_file.parent.is_symlink() else None
+
+
 def _spare(free: int) -> int:
     return max(0, free - SPARE_DISK_BYTES)
 
@@ -154,8 +177,13 @@ class Space:
         return found
 
     def shards(self) -> list[Shard]:
-        """Every whole shard; a damaged one is removed, so that its rows are computed anew."""
+        """Every whole shard; a damaged one is removed, so that its rows are computed anew.
+
+        Raises:
+            CacheError: Another user could have written them.
+        """
         found = []
+        check_private(self.folder, FIX)
         for folder in sorted(self.folder.glob("shard-*")):
             shard = _open_shard(folder, DTYPES[self.key["dtype"]], self.key["width"])
             if shard is not None:
@@ -165,12 +193,18 @@ class Space:
         return found
 
     def writer(self) -> ShardWriter:
-        """Start a new shard."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Start a new shard.
+
+        Raises:
+            CacheError: Another user could have written to the folder.
+        """
+        make_private(self.folder.parent.resolve(), FIX)
+        make_private(self.folder, FIX)
+        # Made by a version that let others read it.
+        os.chmod(self.folder, PRIVATE_FOLDER)
         if not (self.folder / KEY_FILE).exists():
-            temporary = self.folder / f".{uuid.uuid4().hex}"
-            temporary.write_text(self.key_text, encoding="utf-8")
-            os.replace(temporary, self.folder / KEY_FILE)
+            with replacing(self.folder / KEY_FILE, PRIVATE_FILE) as temporary:
+                temporary.write_text(self.key_text, encoding="utf-8")
         return ShardWriter(self.folder, DTYPES[self.key["dtype"]])
 
     def used_bytes(self) -> int:
@@ -197,8 +231,9 @@ class Space:
     def remove_abandoned(self) -> None:
         """Remove what killed processes left half-written."""
         for path in self.folder.glob(".writing-*"):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 class ShardWriter:
@@ -213,7 +248,7 @@ class ShardWriter:
         self._digest, self._started = hashlib.sha256(), time.perf_counter()
 
     def __enter__(self) -> ShardWriter:
-        self.temporary.mkdir(parents=True)
+        self.temporary.mkdir(PRIVATE_FOLDER)
         self._file = (self.temporary / STATES_FILE).open("wb")
         return self
 
@@ -250,6 +285,8 @@ class ShardWriter:
             "seconds": round(time.perf_counter() - self._started, 6),
         }
         (self.temporary / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+        for path in self.temporary.iterdir():
+            path.chmod(PRIVATE_FILE)
         os.replace(self.temporary, self.final)
 
 

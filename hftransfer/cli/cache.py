@@ -35,6 +35,7 @@ def cache(
     from hftransfer.caching.store import StateStore
 
     store = StateStore(folder)
+    store.check()
     shown = store.spaces() if action == "list" else store.prune(max_bytes=max_bytes, older_than_days=older_than_days)
     lines = [] if action == "prune" else [_line(space) for space in shown]
     if lines:

@@ -9,6 +9,7 @@ from cyclopts import CycloptsError
 from pydantic import ValidationError
 
 from hftransfer.recipe import UNIONS, Recipe
+from hftransfer.redaction import redact
 
 # Longer values do not help in a message of one line.
 MAX_SHOWN = 80
@@ -80,6 +81,10 @@ def _what(finding: Any, where: str, location: tuple[str, ...], kinds: list[str])
         return f"required; give it with --{where} or in the YAML file"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"should be a mapping of settings, not {_shown(finding['input'])}"
+    if kind == "value_error":
+        return str(finding["msg"]).removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch":
+        return f"should be ORG/NAME@COMMIT, with all 40 hex digits of the commit, not {_shown(finding['input'])}"
     alternative = " or a list" if kind == "literal_error" and "list_type" in kinds else ""
     return f"{finding['msg']}{alternative}, not {_shown(finding['input'])}"
 
@@ -92,5 +97,5 @@ def _unknown_member(union: str, context: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -20,6 +20,7 @@ def evaluate(
     data: Annotated[DataSection, Parameter(help="The examples.")] = NO_DATA,
     batch_size: int = 256,
     output: Path | None = None,
+    base: str | None = None,
 ) -> None:
     """Score a model on labelled data.
 
@@ -28,6 +29,7 @@ def evaluate(
         data: The labelled data: `--data.test FILE`, and its columns.
         batch_size: Most rows per batch.
         output: JSON file for the scores; printed either way.
+        base: The checkpoint of an adapter that is alone, a folder or a Hub id with @revision.
     """
     from hftransfer import inference
     from hftransfer.run import plain_numbers, write_whole
@@ -35,7 +37,7 @@ def evaluate(
 
     if output is not None:
         inference.check_output_file(output, (".json",))
-    scores = inference.evaluate(model, data, batch_size=batch_size)
+    scores = inference.evaluate(model, data, batch_size=batch_size, base=base)
     if output is not None:
         write_whole(output, json.dumps(plain_numbers(scores), indent=1) + "\n")
     summary.console(True).print(summary.score_table({"test": scores}))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from types import TracebackType
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -14,7 +17,9 @@ from pydantic import ValidationError
 from hftransfer.cli import cache, copy, evaluate, predict, recipes, run
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
-from hftransfer.errors import UserError
+from hftransfer.errors import RecipeError, UserError
+from hftransfer.recipe import NO_SECRETS
+from hftransfer.redaction import RedactedStream, holds_secret, redact
 
 READER_LEFT = 141
 """Exit status when nobody reads the output any more: that of a program that SIGPIPE ends."""
@@ -44,11 +49,36 @@ def build_app() -> App:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a verb and exit, with status 2 after a user error."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(guarded(lambda: build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")))
+
+    def action() -> None:
+        check_arguments(tokens)
+        build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+    sys.exit(guarded(action))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse a command line with a token or password in it: other users see it, and so does what it is written to.
+
+    Raises:
+        RecipeError: With what stands before the secret.
+    """
+    for position, argument in enumerate(arguments):
+        if holds_secret(argument):
+            flag = arguments[position - 1] if position and arguments[position - 1].startswith("-") else argument
+            raise RecipeError("holds a token or a password", where=flag, fix=NO_SECRETS)
 
 
 def guarded(action: Any) -> int:
-    """Run an action; turn what the user can mend into one line on the error stream and status 2."""
+    """Run an action; turn what the user can mend into one line on the error stream and status 2.
+
+    Whatever is printed is redacted, the traceback of a defect of ours included.
+    """
+    with redirect_stdout(RedactedStream(sys.stdout)), redirect_stderr(RedactedStream(sys.stderr)):
+        return _guarded(action)
+
+
+def _guarded(action: Any) -> int:
     # PEFT asks transformers for a property by its old name: nothing that a user of either could mend.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:
@@ -62,7 +92,15 @@ def guarded(action: Any) -> int:
         rank = os.environ.get("RANK", "0")
         print(f"error: {one_line(error)}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
         return 2
+    except Exception:
+        sys.excepthook = _print_redacted
+        raise
     return 0
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a defect of ours; the messages in it may hold what the user gave."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

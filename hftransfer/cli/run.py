@@ -43,7 +43,7 @@ def run_file(main: Main, task: str) -> None:
         main: Fine-tunes.
         task: The task of this recipe.
     """
-    from hftransfer.cli.main import guarded
+    from hftransfer.cli.main import check_arguments, guarded
 
     app = App(
         help=sys.modules["__main__"].__doc__,
@@ -62,4 +62,8 @@ def run_file(main: Main, task: str) -> None:
         """
         main(recipe, RecipeConfig.origins)
 
-    sys.exit(guarded(lambda: app(exit_on_error=False, print_error=False, result_action="return_value")))
+    def action() -> None:
+        check_arguments(sys.argv[1:])
+        app(exit_on_error=False, print_error=False, result_action="return_value")
+
+    sys.exit(guarded(action))

@@ -13,13 +13,11 @@ from pydantic import ValidationError
 from hftransfer.cli.errors import describe
 from hftransfer.cli.recipes import recipe_names
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import UNIONS, Recipe
+from hftransfer.recipe import NO_SECRETS, UNIONS, Recipe
+from hftransfer.redaction import secret_setting
+from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
 FROM_FLAG, FROM_YAML = "flag", "YAML"
-# A recipe is a page; a file beyond this is something else.
-MAX_YAML_BYTES = 1_000_000
-# PyYAML raises these, besides its own, for explicit tags on values that do not fit and for very deep nesting.
-YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class RecipeConfig:
@@ -86,6 +84,9 @@ def build_recipe(
         if not isinstance(section, dict):
             raise RecipeError("should be a mapping of settings", where=f"{path}: {keys[0]}", fix="mend the YAML")
         section[keys[-1]] = value
+    secret = secret_setting(values)
+    if secret is not None:
+        raise RecipeError("holds a token or a password", where=secret, fix=NO_SECRETS)
     try:
         return Recipe.model_validate(_with_task(values, task))
     except ValidationError as error:
@@ -133,28 +134,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(values.get(union), str):
             values[union] = {"type": values[union]}
     return values
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """Plain YAML alone: settings are named by text, once; aliases, which may form circles, are refused."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """As in PyYAML, but without aliases."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """As in PyYAML, but every key is a text and occurs once."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
-                raise yaml.constructor.ConstructorError(None, None, "a setting's name is not a text", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _flag_value(argument: Argument) -> Any:

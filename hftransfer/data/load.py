@@ -33,6 +33,7 @@ from hftransfer.data.readers import (
     row_locator,
 )
 from hftransfer.data.records import row_number, table_from_records
+from hftransfer.data.saved import check_saved
 from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TaskSection
@@ -191,6 +192,7 @@ def _read_typed(file: Path, place: str, section: DataSection | None, labelled: b
 
 
 def _saved(folder: Path, place: str) -> Dataset | DatasetDict:
+    check_saved(folder, place)
     try:
         return load_from_disk(str(folder))
     except Exception as error:  # whatever a damaged folder makes of the library's reader

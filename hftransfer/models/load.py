@@ -6,10 +6,8 @@ left behind (`weights.py`); a checkpoint that lacks or holds anything else is re
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +21,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hftransfer.errors import CheckpointError, UserError
+from hftransfer.models.adapter_base import base_of, read_adapter
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.models.families import FAMILIES
 from hftransfer.models.pooling import Pooling, available_poolings, configure_pooling, write_pooling_block
+from hftransfer.models.source import Source, check_no_adapter, open_source, split_revision
+from hftransfer.models.stored import stored_weights
+from hftransfer.models.trust import check_model_size, check_sizes, check_tokenizer
 from hftransfer.models.weights import Differences, check_adapter_saves, check_differences, fresh_parameters, initialise
 
 SANE_LENGTH = 1_000_000
@@ -41,7 +43,6 @@ _LOAD_ERRORS = (
     ImportError,
     EOFError,
     SafetensorError,
-    pickle.UnpicklingError,
     UserWarning,
 )
 
@@ -67,32 +68,17 @@ class LoadedModel:
     revision: str | None
 
 
-def split_revision(checkpoint: str) -> tuple[str, str | None]:
-    """Split "org/name@revision" into its parts; an existing folder is never split.
-
-    Raises:
-        CheckpointError: The name or the revision is empty.
-    """
-    if os.path.isdir(checkpoint) or "@" not in checkpoint:
-        name, revision = checkpoint, None
-    else:
-        name, _, revision = checkpoint.rpartition("@")
-    if not name or revision == "":
-        raise CheckpointError(
-            f"{checkpoint!r} is not a folder, a Hub id or a Hub id with @revision", where="checkpoint"
-        )
-    return name, revision
-
-
-def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: str | Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a padding token pads with its end-of-text token.
 
     Raises:
         CheckpointError: There is no tokenizer, or it has no token to pad with.
     """
-    name, revision = split_revision(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Source) else _open(checkpoint)
+    name = source.name
     with _reading(name), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        check_tokenizer(source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Without its files transformers builds a tokenizer that knows the special tokens only.
         raise CheckpointError(
@@ -107,24 +93,25 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def possible_poolings(checkpoint: str, auto_class: type | str) -> tuple[Pooling, ...]:
+def possible_poolings(
+    checkpoint: str, auto_class: type | str, trust_remote_code: str | None = None
+) -> tuple[Pooling, ...]:
     """The poolings that `load_model` offers for this checkpoint and class; reads only the config.
 
     Raises:
         CheckpointError: The config cannot be read.
     """
-    name, revision = split_revision(checkpoint)
-    config = _load_config(name, revision)
+    config = _load_config(_open(checkpoint, trust_remote_code))
     return available_poolings(config, is_classifier=_is_classifier(_model_class(auto_class)))
 
 
-def model_type(checkpoint: str) -> str:
+def model_type(checkpoint: str, trust_remote_code: str | None = None) -> str:
     """The `model_type` of a checkpoint; reads only the config.
 
     Raises:
         CheckpointError: The config cannot be read.
     """
-    return str(_load_config(*split_revision(checkpoint)).model_type)
+    return str(_load_config(_open(checkpoint, trust_remote_code)).model_type)
 
 
 def load_model(
@@ -136,6 +123,7 @@ def load_model(
     seed: int = 0,
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
+    trust_remote_code: str | None = None,
 ) -> LoadedModel:
     """Load a pretrained checkpoint and attach a task head.
 
@@ -147,23 +135,25 @@ def load_model(
         seed: Seed of the new parameters; the global random state is left as it was.
         attn_implementation: Passed to transformers.
         gradient_checkpointing: Recompute activations in the backward pass.
+        trust_remote_code: "ORG/NAME@COMMIT" if the code that comes with this very checkpoint may run.
 
     Returns:
         The loaded model. A head of the checkpoint is kept only if it is of the same class with the same labels.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, or does not fit the model.
+        CheckpointError: The checkpoint cannot be read or trusted, or does not fit the model.
         AnatomyError: The model is not understood.
     """
-    name, revision = split_revision(checkpoint)
-    model_class = _model_class(auto_class)
-    config = _load_config(name, revision)
-    tokenizer = load_tokenizer(checkpoint)
+    source = _open(checkpoint, trust_remote_code)
+    check_no_adapter(source)
+    name, model_class = source.name, _model_class(auto_class)
+    config = _load_config(source)
+    tokenizer = load_tokenizer(source)
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
     appended = configure_pooling(config, pooling, is_classifier=_is_classifier(model_class))
     with _reading(name):
-        model, differences = _from_pretrained(model_class, name, revision, config, attn_implementation)
+        model, differences = _from_pretrained(model_class, source, config, attn_implementation)
     anatomy = analyse(model)
     check_differences(differences, model, anatomy, name, may_lack_constant=appended)
     same_head = type(model).__name__ in trained_as and trained_labels == dict(config.id2label or {})
@@ -175,40 +165,38 @@ def load_model(
     if gradient_checkpointing:
         with _reading(name):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, revision)
+    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, source.revision)
 
 
-def load_trained(folder: str | Path, *, attn_implementation: str | None = None) -> LoadedModel:
+def load_trained(folder: str | Path, *, base: str | None = None, attn_implementation: str | None = None) -> LoadedModel:
     """Load what a training left behind: a plain Hugging Face folder, or a PEFT adapter with its config.json.
 
     Args:
-        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included;
-            the base model's weights are the folder's own where it has them, else those of the adapter's checkpoint.
+        folder: The folder. Beside an `adapter_config.json` its config.json describes the whole model, head included.
+        base: The checkpoint of an adapter whose folder lacks the base model's weights, where they are then taken from.
+            The adapter alone may not choose it.
         attn_implementation: Passed to transformers.
 
     Returns:
         The loaded model in eval mode, nothing newly initialised.
 
     Raises:
-        CheckpointError: The folder cannot be read, or a weight is missing from it.
+        CheckpointError: The folder cannot be read or trusted, a weight is missing, or its base is another one.
     """
     name = str(folder)
     if not os.path.isdir(name):
         raise CheckpointError("no such folder", where=name)
-    config = _load_config(name, None)
-    tokenizer = load_tokenizer(name)
-    adapter = _read_adapter_config(name)
-    with _reading(name), _base_of(name, adapter) as (base, revision):
-        model, differences = _from_pretrained(_trained_class(config, name), base, revision, config, attn_implementation)
+    source = _open(name)
+    config = _load_config(source)
+    tokenizer = load_tokenizer(source)
+    with _reading(name):
+        adapter = read_adapter(source.folder)
+    with _reading(name), base_of(source, adapter, base) as weights:
+        model, differences = _from_pretrained(_trained_class(config, name), weights, config, attn_implementation)
     anatomy = analyse(model)
-    is_whole = adapter is None or base != adapter["base_model_name_or_path"]
+    is_whole = weights.name == source.name
     check_differences(
-        differences,
-        model,
-        anatomy,
-        name if is_whole else base,
-        may_lack_head=not is_whole,
-        may_lack_constant=not is_whole,
+        differences, model, anatomy, weights.name, may_lack_head=not is_whole, may_lack_constant=not is_whole
     )
     if anatomy.constant:
         write_pooling_block(model, anatomy)
@@ -255,10 +243,17 @@ def _is_classifier(model_class: Any) -> bool:
     return bool(model_class.__name__.endswith("ForSequenceClassification"))
 
 
-def _load_config(name: str, revision: str | None) -> PretrainedConfig:
+def _open(checkpoint: str, trust_remote_code: str | None = None) -> Source:
+    """The files of a checkpoint."""
+    name, _ = split_revision(checkpoint)
+    with _reading(name):
+        return open_source(checkpoint, trust_remote_code)
+
+
+def _load_config(source: Source) -> PretrainedConfig:
     """The config of a checkpoint."""
-    with _reading(name), _quiet():
-        config = AutoConfig.from_pretrained(name, revision=revision)
+    with _reading(source.name), _quiet():
+        config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
     return cast(PretrainedConfig, config)
 
 
@@ -267,7 +262,10 @@ def _trained_class(config: PretrainedConfig, name: str) -> Any:
     architectures = config.architectures or []
     if len(architectures) != 1:
         raise CheckpointError("config.json does not name one architecture", where=name, fix="save with save_pretrained")
-    return _model_class(architectures[0])
+    found = _model_class(str(architectures[0]))
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise CheckpointError(f"{str(architectures[0])[:60]!r} is no model", where=name)
+    return found
 
 
 def _override(config: PretrainedConfig, overrides: Mapping[str, Any], name: str) -> None:
@@ -279,13 +277,16 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any], name: str)
 
 
 def _from_pretrained(
-    model_class: Any, name: str, revision: str | None, config: PretrainedConfig, attn_implementation: str | None
+    model_class: Any, source: Source, config: PretrainedConfig, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, Differences]:
-    """Load fp32 weights and say how they differ from the model's."""
+    """Load fp32 weights, if the model is of their size, and say how they differ from the model's."""
+    stored = stored_weights(source.folder)
+    check_sizes(source.folder, stored)
+    if not source.runs_code:
+        check_model_size(model_class, config, source.folder, stored)
     with _quiet(), torch.random.fork_rng(devices=[]):
         model, report = model_class.from_pretrained(
-            name,
-            revision=revision or "main",
+            str(source.folder),
             config=config,
             dtype=torch.float32,
             attn_implementation=attn_implementation,
@@ -293,6 +294,7 @@ def _from_pretrained(
             # A pickle file may hold nothing but tensors: it could run code otherwise.
             weights_only=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=source.runs_code,
         )
     mismatched = frozenset(key for key, *_ in report["mismatched_keys"])
     return model, Differences(frozenset(report["missing_keys"]), frozenset(report["unexpected_keys"]), mismatched)
@@ -307,38 +309,6 @@ def _match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _read_adapter_config(folder: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder, None if there is none."""
-    path = Path(folder, "adapter_config.json")
-    if not path.exists():
-        return None
-    with _reading(folder):
-        adapter = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
-        raise CheckpointError("base_model_name_or_path is missing", where=str(path))
-    return adapter
-
-
-@contextmanager
-def _base_of(folder: str, adapter: Mapping[str, Any] | None) -> Iterator[tuple[str, str | None]]:
-    """Where the weights of the whole model are, and their revision.
-
-    A folder that holds an adapter beside the whole model is shown without the adapter, which transformers would insert
-    while loading, before the anatomy is known.
-    """
-    if adapter is None:
-        yield folder, None
-        return
-    weights = [path for path in Path(folder).glob("model*") if path.name.endswith((".safetensors", ".index.json"))]
-    if not weights:
-        yield adapter["base_model_name_or_path"], adapter.get("revision")
-        return
-    with tempfile.TemporaryDirectory() as view:
-        for path in (*weights, Path(folder, "config.json")):
-            os.symlink(path.resolve(), Path(view, path.name))
-        yield view, None
-
-
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Turn what reading a checkpoint may raise into a CheckpointError of one line."""
@@ -346,6 +316,12 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "cannot be loaded: a pickle file that holds more than tensors could run code",
+            where=name,
+            fix="give weights in safetensors",
+        ) from error
     except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if os.path.isdir(name):

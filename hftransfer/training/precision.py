@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hftransfer.caching.store import default_root
 from hftransfer.errors import TrainingError
+from hftransfer.safety.files import make_private
 from hftransfer.training.distributed import kind_of, shard_on_cpu
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from hftransfer.recipe import Recipe
 
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Processor flags that multiply bf16 matrices natively; without them bf16 is emulated and slower than fp32.
 FAST_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
@@ -50,6 +53,18 @@ def choose_precision() -> tuple[str, str]:
     return "no", "default: no fast bf16 here"
 
 
+def keep_compiled_code_private() -> None:
+    """Give torch.compile a folder of its own for machine code: its own choice lies where every user may plant some.
+
+    Raises:
+        CacheError: If the folder is not private.
+    """
+    if COMPILER_CACHE not in os.environ:
+        folder = default_root().parent.resolve() / "compiled"
+        make_private(folder, f"give a folder of your own with ${COMPILER_CACHE}")
+        os.environ[COMPILER_CACHE] = str(folder)
+
+
 def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
     """The Accelerator of a recipe, and a line that says device, processes and precision with its origin.
 
@@ -59,6 +74,8 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
     from accelerate import Accelerator
 
     precision, origin = choose_precision()
+    if recipe.optim.torch_compile:
+        keep_compiled_code_private()
     try:
         accelerator = Accelerator(
             mixed_precision=precision,

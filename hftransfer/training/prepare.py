@@ -87,7 +87,7 @@ def derive_pooling(recipe: Recipe, origins: Origins, strategy: Strategy, task: T
         return recipe
     if not strategy.probes_head:
         return derive(recipe, origins, "task", "pooling", "own", "the blocks learn")
-    if "mean" in possible_poolings(recipe.checkpoint, task.auto_class):
+    if "mean" in possible_poolings(recipe.checkpoint, task.auto_class, recipe.trust_remote_code):
         return derive(recipe, origins, "task", "pooling", "mean", "the head learns on frozen features")
     return derive(recipe, origins, "task", "pooling", "own", "this model has no mean pooling")
 
@@ -99,7 +99,7 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         TrainingError: If the model overflows in this precision.
         CheckpointError: If it cannot be read, or cannot do the task.
     """
-    kind = model_type(recipe.checkpoint)
+    kind = model_type(recipe.checkpoint, recipe.trust_remote_code)
     if kind in FAMILIES and not task.suits(kind):
         raise CheckpointError(f"{kind} models cannot do {task.type}", where=recipe.checkpoint, fix="see docs/matrix.md")
     loaded = load_model(
@@ -109,6 +109,7 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         pooling=getattr(recipe.task, "pooling", "own"),
         seed=recipe.seed,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
+        trust_remote_code=recipe.trust_remote_code,
     )
     if task.needs_pretrained_head and loaded.fresh_parameters:
         raise CheckpointError(

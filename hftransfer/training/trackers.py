@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hftransfer.recipe import Recipe
+from hftransfer.redaction import redact, redact_values
+from hftransfer.safety.files import replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,7 +41,9 @@ class RunLog:
             disable=not self.accelerator.is_main_process,
         )
         if self.recipe.trackers:
-            self.accelerator.init_trackers("hftransfer", config=_flat(self.recipe.model_dump(mode="json")))
+            self.accelerator.init_trackers(
+                "hftransfer", config=redact_values(_flat(self.recipe.model_dump(mode="json")))
+            )
         return self
 
     def __exit__(
@@ -61,9 +64,8 @@ class RunLog:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add this rank's part of a step's loss to the running mean."""
@@ -100,7 +102,7 @@ class RunLog:
                     name: None if isinstance(value, float) and not math.isfinite(value) else value
                     for name, value in record.items()
                 }
-                file.write(json.dumps({**finite, "time": round(time.time(), 3)}) + "\n")
+                file.write(redact(json.dumps({**finite, "time": round(time.time(), 3)})) + "\n")
         if self.recipe.trackers:
             numbers = {name: value for name, value in record.items() if not isinstance(value, str)}
             self.accelerator.log(numbers, step=record["step"])
