@@ -44,9 +44,14 @@ class Cell(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
-    """The options of every command that trains cells."""
+    """The options of the commands that train cells."""
     parser.add_argument("cells", nargs="+", type=Cell.parse, metavar="[TASK/]DATA[:STRATEGY][@CHECKPOINT]")
     parser.add_argument("--checkpoint", help="of the cells that name none; else that of the config")
+    add_budget(parser, seeds)
+
+
+def add_budget(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
+    """The options that say on what and how long to train."""
     parser.add_argument("--data", required=True, help="the folder with the configs' data")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--max_train_examples", type=int, help="train on a random part of this size")

@@ -129,7 +129,7 @@ class CausalLM(_Saved):
 
 
 class MaskedLM(_Saved):
-    """Every text a row (--line_by_line); other tokens are masked in every epoch."""
+    """Every text a row (--line_by_line), other tokens masked in every epoch; single ones, as run_mlm does."""
 
     auto_class = "AutoModelForMaskedLM"
     peft_type = "FEATURE_EXTRACTION"
@@ -137,15 +137,12 @@ class MaskedLM(_Saved):
     def rows(self, data: Dataset, *, training: bool) -> Dataset:
         """Texts, cut off where they are too long."""
         texts = [text for text in data[self.columns.text][:] if text.strip()]
-        words = self.settings.whole_words
-        options: dict[str, Any] = {"return_special_tokens_mask": True, "return_offsets_mapping": words}
-        return Dataset.from_dict(self.tokenizer(texts, truncation=True, max_length=self.max_length, **options))
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_special_tokens_mask=True)
+        return Dataset.from_dict(dict(encoded))
 
     def collator(self, model: Any) -> Any:
-        """Masks 15 % of the tokens, or words with as many."""
-        return DataCollatorForLanguageModeling(
-            self.tokenizer, mlm_probability=0.15, whole_word_mask=self.settings.whole_words
-        )
+        """Masks 15 % of the tokens."""
+        return DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=0.15)
 
 
 def _blocks(tokenizer: Any, texts: list[str], length: int) -> Dataset:
