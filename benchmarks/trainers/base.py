@@ -80,6 +80,8 @@ def train(kind: type[Baseline], recipe: Recipe, folder: str) -> tuple[str, dict[
     }
     auto_class = getattr(transformers, kind.auto_class)
     model = auto_class.from_pretrained(recipe.checkpoint, dtype=torch.float32, **baseline.model_options())
+    # Saved under the names of an old checkpoint, the best epoch's norms would not be found again by the Trainer.
+    model._weight_conversions = []
     model = baseline.prepare(_adapted(model, recipe, kind.peft_type))
     trainer = _scored(kind.trainer_class)(
         model,
