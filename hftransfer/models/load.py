@@ -21,11 +21,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from hftransfer.errors import CheckpointError, UserError
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.models.families import FAMILIES
 from hftransfer.models.pooling import Pooling, available_poolings, configure_pooling, write_pooling_block
+from hftransfer.models.vocabulary_file import tokenizer_from_vocabulary
 from hftransfer.models.weights import Differences, check_adapter_saves, check_differences, fresh_parameters, initialise
 
 SANE_LENGTH = 1_000_000
@@ -57,6 +59,7 @@ class LoadedModel:
         fresh_parameters: Names of the parameters that were newly initialised.
         checkpoint: The folder or Hub id, without revision.
         revision: The part after "@", if any.
+        notes: What was found out about the checkpoint, in lines for its user.
     """
 
     model: PreTrainedModel
@@ -65,6 +68,7 @@ class LoadedModel:
     fresh_parameters: tuple[str, ...]
     checkpoint: str
     revision: str | None
+    notes: tuple[str, ...] = ()
 
 
 def split_revision(checkpoint: str) -> tuple[str, str | None]:
@@ -90,11 +94,25 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: There is no tokenizer, or it has no token to pad with.
     """
+    return _read_tokenizer(checkpoint)[0]
+
+
+def _read_tokenizer(checkpoint: str) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """The tokenizer, and a line for the user where it had to be made from a lone vocab.txt."""
     name, revision = split_revision(checkpoint)
+    notes: tuple[str, ...] = ()
     with _reading(name), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            # Without its files transformers builds a tokenizer that knows the special tokens only.
+            files = [
+                cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+                for file in ("vocab.txt", "tokenizer_config.json")
+            ]
+            vocabulary, config = (None if file is None else Path(file) for file in files)
+            made = None if vocabulary is None else tokenizer_from_vocabulary(vocabulary, config)
+            tokenizer, notes = (tokenizer, ()) if made is None else (made[0], (f"Tokenizer: {made[1]}",))
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Without its files transformers builds a tokenizer that knows the special tokens only.
         raise CheckpointError(
             f"no vocabulary that {type(tokenizer).__name__} reads",
             where=name,
@@ -104,7 +122,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise CheckpointError("the tokenizer has neither a padding nor an end-of-text token", where=name)
         tokenizer.pad_token = tokenizer.eos_token
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer), notes
 
 
 def possible_poolings(checkpoint: str, auto_class: type | str) -> tuple[Pooling, ...]:
@@ -158,7 +176,7 @@ def load_model(
     name, revision = split_revision(checkpoint)
     model_class = _model_class(auto_class)
     config = _load_config(name, revision)
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer, notes = _read_tokenizer(checkpoint)
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
     appended = configure_pooling(config, pooling, is_classifier=_is_classifier(model_class))
@@ -175,7 +193,7 @@ def load_model(
     if gradient_checkpointing:
         with _reading(name):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, revision)
+    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, revision, notes)
 
 
 def load_trained(folder: str | Path, *, attn_implementation: str | None = None) -> LoadedModel:
