@@ -68,7 +68,7 @@ class Seq2SeqTask(GenerationTask):
             return tokenize(tokenizer, texts, None, max_length, None)
         copies_N = np.fromiter(map(len, golds), np.int64, len(golds)) if training else np.ones(len(golds), np.int64)
         example_N = np.repeat(np.arange(len(texts), dtype=np.int64), copies_N)
-        inputs = tokenize(tokenizer, [texts[example] for example in example_N], None, max_length, None)
+        inputs = tokenize(tokenizer, [texts[example] for example in example_N], None, max_length, None, example_N)
         outputs = [gold for texts_of_one in golds for gold in (texts_of_one if training else texts_of_one[:1])]
         ids = tokenizer(text_target=outputs, verbose=False)["input_ids"]
         targets, lost = cut_targets(ids, self.settings.max_new_tokens)
