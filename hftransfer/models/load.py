@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from hftransfer.errors import CheckpointError, UserError
 from hftransfer.models.anatomy import Anatomy, analyse
@@ -102,7 +102,7 @@ def _read_tokenizer(checkpoint: str) -> tuple[PreTrainedTokenizerBase, tuple[str
     name, revision = split_revision(checkpoint)
     notes: tuple[str, ...] = ()
     with _reading(name), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             # Without its files transformers builds a tokenizer that knows the special tokens only.
             files = [

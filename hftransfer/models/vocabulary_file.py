@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
@@ -62,7 +63,8 @@ def _lowers(ordinary: Collection[str], config: Path | None) -> bool:
 def _word_pieces(tokens: Sequence[str], lowers: bool) -> PreTrainedTokenizerBase:
     """BERT's tokenizer."""
     ids = {token: number for number, token in enumerate(tokens)}
-    tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=ids, do_lower_case=lowers, **SPECIAL)
+    special: dict[str, Any] = dict(SPECIAL)
+    tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=ids, do_lower_case=lowers, **special)
     return tokenizer
 
 
