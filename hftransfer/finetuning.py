@@ -76,7 +76,7 @@ def finetune(
     run = create_run(recipe, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     say = summary.console(accelerator.is_main_process).print
-    say(f"Running on {device_line}", *splits.notes, *prepare.describe_data(features, recipe), sep="\n")
+    say(f"Running on {device_line}", *splits.notes, *loaded.notes, *prepare.describe_data(features, recipe), sep="\n")
     say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
     training.run()
     # What is left behind: the model, and the scores of exactly these weights.

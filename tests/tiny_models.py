@@ -97,7 +97,12 @@ _ROBERTA_TOKENS = SpecialTokens(
     pair="<s> $A </s> </s> $B </s>",
 )
 _T5_TOKENS = SpecialTokens(
-    {"<pad>": ("pad_token",), "</s>": ("eos_token",), "<unk>": ("unk_token",)},
+    {
+        "<pad>": ("pad_token",),
+        "</s>": ("eos_token",),
+        "<unk>": ("unk_token",),
+        **{f"<extra_id_{number}>": () for number in range(9)},
+    },
     single="$A </s>",
     pair="$A </s> $B </s>",
 )

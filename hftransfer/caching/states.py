@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hftransfer.caching.boundary import Replay
 from hftransfer.caching.store import RowHashes, Shard, find_rows
+from hftransfer.models.vocabulary_head import logits_only_at
 from hftransfer.tasks.base import NOT_FOR_THE_MODEL, Features, Task
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class PlainInputs:
 
     def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model."""
-        return getattr(model, method)(**model_inputs(batch), **options)
+        return call_model(self.task, model, batch, method, options)
 
 
 class States:
@@ -171,6 +172,15 @@ class CachedInputs:
     def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model on the states; what else it can do runs it whole, since it may run parts several times."""
         self.replay.feed(batch[STATES] if method == "__call__" else None)
+        return call_model(self.task, model, batch, method, options)
+
+
+def call_model(
+    task: Task, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str, options: Mapping[str, Any]
+) -> Any:
+    """What a method of the model makes of a batch; a forward pass gives no logits that the task does not read."""
+    targets = task.targets(batch) if method == "__call__" else None
+    with logits_only_at(model, None if targets is None else targets[0]):
         return getattr(model, method)(**model_inputs(batch), **options)
 
 

@@ -28,6 +28,7 @@ from hftransfer.models.pooling import Pooling, available_poolings, configure_poo
 from hftransfer.models.source import Source, check_no_adapter, open_source, split_revision
 from hftransfer.models.stored import stored_weights
 from hftransfer.models.trust import check_model_size, check_sizes, check_tokenizer
+from hftransfer.models.vocabulary_file import tokenizer_from_vocabulary
 from hftransfer.models.weights import Differences, check_adapter_saves, check_differences, fresh_parameters, initialise
 
 SANE_LENGTH = 1_000_000
@@ -58,6 +59,7 @@ class LoadedModel:
         fresh_parameters: Names of the parameters that were newly initialised.
         checkpoint: The folder or Hub id, without revision.
         revision: The part after "@", if any.
+        notes: What was found out about the checkpoint, in lines for its user.
     """
 
     model: PreTrainedModel
@@ -66,6 +68,7 @@ class LoadedModel:
     fresh_parameters: tuple[str, ...]
     checkpoint: str
     revision: str | None
+    notes: tuple[str, ...] = ()
 
 
 def load_tokenizer(checkpoint: str | Source) -> PreTrainedTokenizerBase:
@@ -74,13 +77,23 @@ def load_tokenizer(checkpoint: str | Source) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: There is no tokenizer, or it has no token to pad with.
     """
-    source = checkpoint if isinstance(checkpoint, Source) else _open(checkpoint)
+    return _read_tokenizer(checkpoint if isinstance(checkpoint, Source) else _open(checkpoint))[0]
+
+
+def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """The tokenizer, and a line for the user where it had to be made from a lone vocab.txt."""
     name = source.name
+    notes: tuple[str, ...] = ()
     with _reading(name), _quiet():
         check_tokenizer(source.folder)
-        tokenizer = AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
+        vocabulary = source.folder / "vocab.txt"
+        if len(tokenizer) <= len(tokenizer.all_special_ids) and vocabulary.exists():
+            # Without its files transformers builds a tokenizer that knows the special tokens only.
+            config = source.folder / "tokenizer_config.json"
+            made = tokenizer_from_vocabulary(vocabulary, config if config.exists() else None)
+            tokenizer, notes = (tokenizer, ()) if made is None else (made[0], (f"Tokenizer: {made[1]}",))
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Without its files transformers builds a tokenizer that knows the special tokens only.
         raise CheckpointError(
             f"no vocabulary that {type(tokenizer).__name__} reads",
             where=name,
@@ -90,7 +103,7 @@ def load_tokenizer(checkpoint: str | Source) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise CheckpointError("the tokenizer has neither a padding nor an end-of-text token", where=name)
         tokenizer.pad_token = tokenizer.eos_token
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer), notes
 
 
 def possible_poolings(
@@ -148,7 +161,7 @@ def load_model(
     check_no_adapter(source)
     name, model_class = source.name, _model_class(auto_class)
     config = _load_config(source)
-    tokenizer = load_tokenizer(source)
+    tokenizer, notes = _read_tokenizer(source)
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
     appended = configure_pooling(config, pooling, is_classifier=_is_classifier(model_class))
@@ -165,7 +178,7 @@ def load_model(
     if gradient_checkpointing:
         with _reading(name):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, source.revision)
+    return LoadedModel(model, tokenizer, anatomy, tuple(sorted(fresh)), name, source.revision, notes)
 
 
 def load_trained(folder: str | Path, *, base: str | None = None, attn_implementation: str | None = None) -> LoadedModel:

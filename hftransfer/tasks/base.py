@@ -242,6 +242,14 @@ class Task(ABC):
         """The denominator of the loss of these rows, such as rows or labelled tokens: unequal batches count right."""
         return float(len(rows))
 
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where loss and predictions read logits over the vocabulary, (B, T), and the M tokens that belong there.
+
+        None where the outputs are read whole. Outputs may hold the logits of these places alone
+        (`models.vocabulary_head.logits_at` reads both).
+        """
+        return None
+
     @abstractmethod
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The loss summed over the batch, a scalar; the loop divides it by the global batch's weight."""

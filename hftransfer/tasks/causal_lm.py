@@ -23,7 +23,7 @@ from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged
 from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
-from hftransfer.tasks.losses import token_loss
+from hftransfer.tasks.losses import losses_by_row
 from hftransfer.tasks.text_metrics import generation_metrics, token_metrics, token_record
 
 if TYPE_CHECKING:
@@ -199,15 +199,23 @@ class CausalLMTask(GenerationTask):
         assert isinstance(features.labels, Ragged)
         return float(sum(int((features.labels[row] != IGNORED).sum()) for row in rows.tolist()))
 
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The tokens to learn, each at the place before it."""
+        labels_BT = batch.get("labels")
+        if labels_BT is None:
+            return None
+        learnt_BT = labels_BT[:, 1:] != IGNORED
+        return torch.nn.functional.pad(learnt_BT, (0, 1)), labels_BT[:, 1:][learnt_BT]
+
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy of every token to learn, from the place before it, summed."""
-        return token_loss(outputs.logits[:, :-1], batch["labels"][:, 1:], self.settings.label_smoothing)
+        return self.token_loss(outputs.logits, batch)
 
     def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> list[NDArray[Any]]:
         """For every row how many tokens have a loss, these losses, and what was generated."""
-        labels_BT = batch.get("labels")
+        labels_BT, targets = batch.get("labels"), self.targets(batch)
         empty: list[NDArray[Any]] = [np.empty(0)] * len(batch["input_ids"])
-        losses = empty if labels_BT is None else _losses(call(batch).logits, labels_BT)
+        losses = empty if targets is None else losses_by_row(call(batch).logits, *targets)
         written: Sequence[NDArray[Any]] = empty
         if self.completes:
             known = batch["attention_mask"] if labels_BT is None else (labels_BT != IGNORED).cumsum(1) == 0
@@ -264,16 +272,6 @@ def _left_padded(ids_BT: torch.Tensor, lengths_B: torch.Tensor, pad: int) -> dic
     mask_BT = left_BT >= 0
     found_BT = ids_BT.gather(1, left_BT.clamp_min(0)).masked_fill(~mask_BT, pad)
     return {"input_ids": found_BT, "attention_mask": mask_BT.long()}
-
-
-def _losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> list[NDArray[Any]]:
-    """The loss of every token with a label, by row."""
-    losses = []
-    for logits_TV, labels_T in zip(logits_BTV[:, :-1], labels_BT[:, 1:], strict=True):
-        learnt_T = labels_T != IGNORED
-        losses_T = torch.nn.functional.cross_entropy(logits_TV[learnt_T].float(), labels_T[learnt_T], reduction="none")
-        losses.append(losses_T.cpu().numpy())
-    return losses
 
 
 def _parts(predictions: Predictions) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:

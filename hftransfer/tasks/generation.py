@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.errors import CheckpointError, DataError, RecipeError
+from hftransfer.models.vocabulary_head import logits_at
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import Call, Features, Predictions, Task
+from hftransfer.tasks.losses import token_loss
 from hftransfer.tasks.text_metrics import generation_metrics
 
 if TYPE_CHECKING:
@@ -91,6 +93,13 @@ class GenerationTask(Task):
             if not texts:
                 raise DataError(f"row {row + 1} has no right output", where=f"column {self.data.label!r}")
         return golds
+
+    def token_loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy of the batch's targets, summed."""
+        targets = self.targets(batch)
+        assert targets is not None
+        places, labels_M = targets
+        return token_loss(logits_at(logits, places), labels_M, self.settings.label_smoothing)
 
     def generate(self, call: Call, inputs: Mapping[str, torch.Tensor], skip: int = 0) -> list[NDArray[np.int32]]:
         """What the model writes for every row of a batch, without what follows the end of the text.

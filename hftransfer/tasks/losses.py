@@ -1,15 +1,18 @@
 """Losses of classification, summed over the batch so that unequal batches and ranks add up exactly.
 
-Shape legend: B rows of a batch, T tokens, C classes, V vocabulary.
+Shape legend: B rows of a batch, T tokens, C classes, M tokens with a label, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hftransfer.tasks.base import IGNORED
+from hftransfer.models.vocabulary_head import logits_at
 
 
 def classification_loss(
@@ -60,12 +63,18 @@ def regression_loss(predictions_B: Tensor, targets_B: Tensor) -> Tensor:
     return functional.mse_loss(predictions_B, targets_B, reduction="sum")
 
 
-def token_loss(logits_BTV: Tensor, labels_BT: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy summed over the tokens that have a label; smoothing spreads over the vocabulary, for them alone."""
-    return functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1),
-        labels_BT.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
+def token_loss(logits_MV: Tensor, labels_M: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy summed over tokens that have a label; smoothing spreads over the vocabulary."""
+    return functional.cross_entropy(logits_MV.float(), labels_M, label_smoothing=label_smoothing, reduction="sum")
+
+
+def losses_by_row(logits: Tensor, places_BT: Tensor, labels_M: Tensor) -> list[NDArray[Any]]:
+    """The cross-entropy of every token with a label, by row; on the CPU, as predictions keep it.
+
+    Args:
+        logits: Of all places, or of these alone (`models.vocabulary_head`).
+        places_BT: Where tokens have a label.
+        labels_M: The labels.
+    """
+    losses_M = functional.cross_entropy(logits_at(logits, places_BT).float(), labels_M, reduction="none").cpu()
+    return [row_M.numpy().copy() for row_M in losses_M.split(places_BT.sum(1).tolist())]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hftransfer.errors import CheckpointError, DataError
 from hftransfer.models.families import FAMILIES
+from hftransfer.models.vocabulary_head import logits_at
 from hftransfer.recipe import DataSection, MaskedLM
 from hftransfer.tasks import masking, metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged, Task, row_mask
@@ -178,22 +179,23 @@ class MaskedLMTask(Task):
             return float(sum(len(self._spans(features, row, seed)[1]) for row in rows.tolist()))
         return float(sum(len(self._places(features, row, seed)) for row in rows.tolist()))
 
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens to guess, each at its place."""
+        labels_BT = batch["labels"]
+        return labels_BT != IGNORED, labels_BT[labels_BT != IGNORED]
+
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy summed over the tokens to guess."""
-        return token_loss(outputs.logits, batch["labels"])
+        places_BT, labels_M = self.targets(batch)
+        return token_loss(logits_at(outputs.logits, places_BT), labels_M)
 
     def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> list[NDArray[Any]]:
         """Loss and hit of every token to guess, (M, 2) for each row."""
-        labels_BT = batch["labels"]
-        logits_BTV = call(batch).logits
-        found = []
-        for logits_TV, labels_T in zip(logits_BTV, labels_BT, strict=True):
-            hidden_T = labels_T != IGNORED
-            logits_MV, labels_M = logits_TV[hidden_T].float(), labels_T[hidden_T]
-            losses_M = torch.nn.functional.cross_entropy(logits_MV, labels_M, reduction="none")
-            hits_M = (logits_MV.argmax(-1) == labels_M).float()
-            found.append(torch.stack([losses_M, hits_M], dim=1).cpu().numpy())
-        return found
+        places_BT, labels_M = self.targets(batch)
+        logits_MV = logits_at(call(batch).logits, places_BT).float()
+        losses_M = torch.nn.functional.cross_entropy(logits_MV, labels_M, reduction="none")
+        found_M2 = torch.stack([losses_M, (logits_MV.argmax(-1) == labels_M).float()], dim=1).cpu()
+        return [row_M2.numpy().copy() for row_M2 in found_M2.split(places_BT.sum(1).tolist())]
 
     def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
         """Mean loss, perplexity and accuracy over the tokens to guess."""

@@ -59,7 +59,8 @@ class MultipleChoiceTask(Task):
         prompts, choices = self._prompts(dataset), self._choices(dataset)
         sizes_N = np.fromiter(map(len, choices), np.int64, len(choices))
         pairs = list(chain.from_iterable(choices))
-        flat = tokenize(tokenizer, np.repeat(np.asarray(prompts, object), sizes_N).tolist(), pairs, max_length, None)
+        example_S = np.repeat(np.arange(len(choices), dtype=np.int64), sizes_N)
+        flat = tokenize(tokenizer, [prompts[example] for example in example_S], pairs, max_length, None, example_S)
         bounds_N1 = np.concatenate([[0], np.cumsum(sizes_N)]).astype(np.int64)
         return Features(
             columns=flat.columns,

@@ -19,7 +19,6 @@ from hftransfer.errors import CheckpointError, RecipeError
 from hftransfer.models.families import FAMILIES
 from hftransfer.tasks.base import IGNORED, Call, Features, Ragged
 from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
-from hftransfer.tasks.losses import token_loss
 from hftransfer.tasks.tokenization import tokenize
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Seq2SeqTask(GenerationTask):
             return tokenize(tokenizer, texts, None, max_length, None)
         copies_N = np.fromiter(map(len, golds), np.int64, len(golds)) if training else np.ones(len(golds), np.int64)
         example_N = np.repeat(np.arange(len(texts), dtype=np.int64), copies_N)
-        inputs = tokenize(tokenizer, [texts[example] for example in example_N], None, max_length, None)
+        inputs = tokenize(tokenizer, [texts[example] for example in example_N], None, max_length, None, example_N)
         outputs = [gold for texts_of_one in golds for gold in (texts_of_one if training else texts_of_one[:1])]
         ids = tokenizer(text_target=outputs, verbose=False)["input_ids"]
         targets, lost = cut_targets(ids, self.settings.max_new_tokens)
@@ -106,9 +105,14 @@ class Seq2SeqTask(GenerationTask):
         assert isinstance(features.labels, Ragged)
         return float(features.labels.lengths_N[rows].sum())
 
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The tokens of the right outputs, where the decoder has just read the one before."""
+        labels_BU = batch.get("labels")
+        return None if labels_BU is None else (labels_BU != IGNORED, labels_BU[labels_BU != IGNORED])
+
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy of the right outputs, summed over their tokens."""
-        return token_loss(outputs.logits, batch["labels"], self.settings.label_smoothing)
+        return self.token_loss(outputs.logits, batch)
 
     def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> list[NDArray[Any]]:
         """The generated tokens of every row."""

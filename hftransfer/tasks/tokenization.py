@@ -23,14 +23,18 @@ def tokenize(
     pairs: Sequence[str] | None,
     max_length: int,
     labels: NDArray[Any] | None,
+    example_N: NDArray[np.int64] | None = None,
 ) -> Features:
     """Tokenize texts (or pairs of texts), truncating what is longer than `max_length` tokens.
 
-    Pairs lose tokens from the longer text first.
+    Pairs lose tokens from the longer text first. Where several texts belong to an example, `example_N` says to which;
+    one that loses tokens in any of them counts once as truncated.
     """
+    example_N = np.arange(len(texts), dtype=np.int64) if example_N is None else example_N
     chunks: dict[str, list[NDArray[np.int32]]] = {}
     lengths: list[int] = []
-    truncated_rows = truncated_tokens = 0
+    truncated: set[int] = set()
+    truncated_tokens = 0
     for start in range(0, len(texts), CHUNK):
         batch = list(texts[start : start + CHUNK])
         batch_pairs = None if pairs is None else list(pairs[start : start + CHUNK])
@@ -49,7 +53,7 @@ def tokenize(
                 for position, row in enumerate(long):
                     encoded[name][row] = cut[name][position]
         chunk_lengths = [len(ids) for ids in encoded["input_ids"]]
-        truncated_rows += len(long)
+        truncated.update(example_N[start : start + CHUNK][long].tolist())
         truncated_tokens += sum(full_lengths) - sum(chunk_lengths)
         lengths += chunk_lengths
         for name, rows in encoded.items():
@@ -58,8 +62,8 @@ def tokenize(
         columns={name: np.concatenate(parts) for name, parts in chunks.items()},
         offsets_N1=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         labels=labels,
-        example_N=np.arange(len(texts), dtype=np.int64),
-        truncated_rows=truncated_rows,
+        example_N=example_N,
+        truncated_rows=len(truncated),
         truncated_tokens=truncated_tokens,
     )
 

@@ -17,13 +17,14 @@ import transformers
 from datasets import Dataset
 
 from hftransfer import make_strategy
-from hftransfer.caching.states import model_inputs
+from hftransfer.caching.states import call_model, model_inputs
 from hftransfer.errors import StrategyError
 from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.base import Task
+from hftransfer.tasks.registry import TASKS as TASK_CLASSES
 from hftransfer.tasks.registry import build_task
 from tests.contract.stages import train_all_stages
 from tests.tiny_models import LANGUAGE_MODELS, WORDS
@@ -31,12 +32,8 @@ from tests.tiny_models import LANGUAGE_MODELS, WORDS
 SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
 TASKS = {"seq2seq": "AutoModelForSeq2SeqLM", "masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
 TASK_SETTINGS: dict[str, dict[str, Any]] = {"seq2seq": {"max_new_tokens": 32}}
-CASES = [
-    (task, family, strategy)
-    for task, auto_class in TASKS.items()
-    for family in LANGUAGE_MODELS[auto_class]
-    for strategy in STRATEGIES
-]
+PAIRS = [(task, family) for task, auto_class in TASKS.items() for family in LANGUAGE_MODELS[auto_class]]
+CASES = [(task, family, strategy) for task, family in [*PAIRS, ("masked_lm", "t5")] for strategy in STRATEGIES]
 NO_BIASES = ("t5", "llama", "modernbert")
 ROWS = Dataset.from_dict(
     {
@@ -46,8 +43,9 @@ ROWS = Dataset.from_dict(
 )
 
 
-def load(task: str, folder: Path) -> tuple[Task, LoadedModel]:
-    loaded = load_model(str(folder), TASKS[task], config_overrides={}, seed=1)
+def load(task: str, family: str, language_models: Path) -> tuple[Task, LoadedModel]:
+    auto_class = TASK_CLASSES[task].class_for(family)
+    loaded = load_model(str(language_models / family / auto_class), auto_class, config_overrides={}, seed=1)
     assert loaded.fresh_parameters == ()
     built = build_task(
         Recipe(checkpoint="m", task={"type": task, **TASK_SETTINGS.get(task, {})}).task, DataSection(), ROWS
@@ -69,14 +67,15 @@ def loss_of(task: Task, loaded: LoadedModel) -> Callable[[Any], torch.Tensor]:
     def loss(model: Any) -> torch.Tensor:
         step = next(steps)
         batch = task.collate(features, rows, step)
-        return task.loss(model(**model_inputs(batch)), batch) / task.weight(features, rows, step)
+        outputs = call_model(task, model, batch, "__call__", {})
+        return task.loss(outputs, batch) / task.weight(features, rows, step)
 
     return loss
 
 
 @pytest.mark.parametrize(("task", "family", "name"), CASES)
 def test_strategy_on_language_model(task: str, family: str, name: str, language_models: Path, tmp_path: Path) -> None:
-    built, loaded = load(task, language_models / family / TASKS[task])
+    built, loaded = load(task, family, language_models)
     strategy = make_strategy(name, **SETTINGS.get(name, {}))
     if is_refused(name, family, loaded):
         with pytest.raises(StrategyError):
@@ -87,7 +86,7 @@ def test_strategy_on_language_model(task: str, family: str, name: str, language_
     train_all_stages(strategy, model, loaded, loss_of(built, loaded))
     model = strategy.finish(model).eval()
     save_model(model, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
-    stock = getattr(transformers, TASKS[task]).from_pretrained(tmp_path / "model").eval()
+    stock = getattr(transformers, TASK_CLASSES[task].class_for(family)).from_pretrained(tmp_path / "model").eval()
     features = built.encode(ROWS, loaded.tokenizer, 32)
     inputs = model_inputs(built.collate(features, np.arange(len(features))))
     with torch.no_grad():
@@ -97,7 +96,7 @@ def test_strategy_on_language_model(task: str, family: str, name: str, language_
 @pytest.mark.parametrize("name", ["lora", "ia3"])
 @pytest.mark.parametrize("task", list(TASKS))
 def test_merging_leaves_a_plain_model(name: str, task: str, language_models: Path, tmp_path: Path) -> None:
-    built, loaded = load(task, language_models / LANGUAGE_MODELS[TASKS[task]][0] / TASKS[task])
+    built, loaded = load(task, LANGUAGE_MODELS[TASKS[task]][0], language_models)
     strategy = make_strategy(name, merge=True)
     model: Any = strategy.apply(loaded.model, loaded.anatomy)
     train_all_stages(strategy, model, loaded, loss_of(built, loaded))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from tests import running
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
+NO_ANSWER: dict[str, list[object]] = {"text": [], "answer_start": []}
 # 17 rows in batches of 8: the last one has a single row, so that one of two ranks is idle.
 ROWS = [
     {
@@ -19,6 +22,10 @@ ROWS = [
         "label": ("a", "b", "c")[index % 3],
         "choices": WORDS[index : index + 2 + index % 3],
         "right": index % 2,
+        "words": WORDS[index : index + 1 + index % 4],
+        "tags": ["O", "B-a", "I-a", "B-b"][: 1 + index % 4],
+        "answers": {"text": WORDS[index : index + 1], "answer_start": [0]} if index % 3 else NO_ANSWER,
+        "output": " ".join(WORDS[20 + index : 22 + index + index % 3]),
     }
     for index in range(17)
 ]
@@ -28,8 +35,31 @@ SETTINGS = [
     ("staged", "gradual_unfreezing", 1, {}),
     # Predictions of different lengths.
     ("choices", "full_fine_tuning", 1, {"type": "multiple_choice"}),
+    # Losses over words, windows and tokens, of which the ranks have unequal numbers.
+    ("tags", "full_fine_tuning", 1, {"type": "token_classification"}),
+    ("answers", "full_fine_tuning", 1, {"type": "question_answering"}),
+    ("outputs", "full_fine_tuning", 2, {"type": "seq2seq", "max_new_tokens": 6, "label_smoothing": 0.1}),
+    ("completions", "full_fine_tuning", 2, {"type": "causal_lm", "max_new_tokens": 6}),
+    ("packed", "full_fine_tuning", 1, {"type": "causal_lm"}),
+    ("masked", "full_fine_tuning", 2, {"type": "masked_lm"}),
 ]
-COLUMNS = {"choices": {"text_pair": "choices", "label": "right"}}
+COLUMNS = {
+    "choices": {"text_pair": "choices", "label": "right"},
+    "tags": {"text": "words", "label": "tags"},
+    "answers": {"text": "output", "text_pair": "text", "label": "answers"},
+    "outputs": {"label": "output"},
+    "completions": {"label": "output"},
+    "packed": {"max_length": 8},
+}
+CHECKPOINTS = {
+    "outputs": "t5/AutoModelForSeq2SeqLM",
+    "completions": "llama/AutoModelForCausalLM",
+    "packed": "llama/AutoModelForCausalLM",
+    "masked": "bert/AutoModelForMaskedLM",
+}
+# A key bias shifts all of a query's scores alike, and so does the bias of what scores choices or tokens of a context:
+# their gradient is rounding noise, which Adam scales to full steps.
+NOISY = {"choices": ("key.bias", "classifier.bias"), "answers": ("key.bias", "qa_outputs.bias")}
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -66,12 +96,12 @@ for name, recipe in settings["recipes"].items():
 """
 
 
-def launch(folder, checkpoint, processes):
+def launch(folder, checkpoints, processes):
     """Run all settings in one launch; a global batch has 8 rows however many processes there are."""
     folder.mkdir()
     recipes = {
         name: {
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(checkpoints / CHECKPOINTS.get(name, "bert/AutoModel")),
             "output_dir": str(folder / name),
             "strategy": strategy,
             "task": task,
@@ -94,8 +124,10 @@ def launch(folder, checkpoint, processes):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("ddp")
-    checkpoint = write_tiny_checkpoint(base / "checkpoint", "bert", 0.0)
-    return launch(base / "one", checkpoint, 1), launch(base / "two", checkpoint, 2)
+    for path in {"bert/AutoModel", *CHECKPOINTS.values()}:
+        family, auto_class = path.split("/")
+        write_tiny_checkpoint(base / path, family, 0.0, auto_class=getattr(transformers, auto_class))
+    return launch(base / "one", base, 1), launch(base / "two", base, 2)
 
 
 def noted(folder, rank):
@@ -109,20 +141,19 @@ def test_two_processes_do_what_one_does(runs, name):
     alone, first, second = noted(one, 0), noted(two, 0), noted(two, 1)
     assert (alone["world_size"], first["world_size"], second["world_size"]) == (1, 2, 2)
     assert [a + b for a, b in zip(first["rows"], second["rows"], strict=True)] == alone["rows"]
-    assert any(not a or not b for a, b in zip(first["rows"], second["rows"], strict=True)), "no rank was ever idle"
+    shared = zip(first["rows"], second["rows"], strict=True)
+    assert name == "packed" or any(not a or not b for a, b in shared), "no rank was ever idle"
     for found, expected in zip(first["predictions"], alone["predictions"], strict=True):
         for row, expected_row in zip(found, expected, strict=True):
-            # What shifts all choices alike has no gradient but rounding noise, which Adam scales to full steps.
-            shift = np.mean(row) - np.mean(expected_row) if name == "choices" else 0.0
+            shift = np.mean(row, axis=0) - np.mean(expected_row, axis=0) if name in NOISY else 0.0
             np.testing.assert_allclose(np.asarray(row) - shift, expected_row, atol=1e-4)
     assert first["predictions"] == second["predictions"]
 
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)]
     losses = [[(record["step"], record["loss"]) for record in log if "loss" in record] for log in logs]
-    assert len(losses[0]) == 6
+    assert len(losses[0]) == (6 if name != "packed" else 2 * -(-len(set(chain(*alone["rows"]))) // 8))
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
-    # A key bias shifts all of a query's scores alike: its gradient is rounding noise, which Adam scales to full steps.
-    noisy = ("key.bias", "classifier.bias") if name == "choices" else ("key.bias",)
-    for weight in [weight for weight in expected if not weight.endswith(noisy)]:
-        torch.testing.assert_close(found[weight], expected[weight], atol=1e-5, rtol=0.0)
+    for weight in [weight for weight in expected if not weight.endswith(NOISY.get(name, ("key.bias",)))]:
+        tolerance = 5e-5 if name in NOISY else 1e-5
+        torch.testing.assert_close(found[weight], expected[weight], atol=tolerance, rtol=0.0)

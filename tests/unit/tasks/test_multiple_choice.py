@@ -121,3 +121,11 @@ def test_evaluation_keeps_the_label_from_the_model():
     with torch.no_grad():
         task.predictions(partial(inputs.run, model), inputs.collate(np.asarray([0])))
     assert seen == [{"input_ids", "token_type_ids", "attention_mask"}]
+
+
+def test_an_example_with_several_cut_choices_is_one_truncated_example():
+    long = " ".join(["good"] * 12)
+    dataset = Dataset.from_dict({"text": ["we", "a"], "choices": [["bad", "sad"], [long, long, "it"]], "label": [0, 1]})
+    features = MultipleChoiceTask.from_data(MultipleChoice(), DATA, dataset).encode(dataset, tiny_tokenizer("bert"), 8)
+    assert (features.num_examples, features.truncated_rows) == (2, 1)
+    assert features.truncated_tokens == 2 * (12 + 1 + 3 - 8)

@@ -69,6 +69,13 @@ def test_training_has_a_row_per_reference_and_evaluation_one_per_example():
     assert task.encode(dataset.remove_columns("label"), tokenizer, 32).labels is None
 
 
+def test_an_input_with_several_outputs_is_one_truncated_example():
+    task, _, tokenizer, dataset = a_task("t5")
+    for training in (True, False):
+        features = task.encode(dataset, tokenizer, 4, training=training)
+        assert (features.num_examples, features.truncated_rows) == (4, 2)
+
+
 def test_long_outputs_keep_their_end_and_are_counted():
     assert cut_targets([[5, 6, 7, 1], [5, 1]], 3) == ([[5, 6, 1], [5, 1]], 1)
     task, _, tokenizer, dataset = a_task("t5", max_new_tokens=4)

@@ -1,0 +1,1 @@
+"""transformers' own classes on the data of a config: one file per kind of task, prepared as its example scripts do."""
