@@ -15,6 +15,7 @@ from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
 
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
+PREFLIGHT_FILE = "preflight.json"
 
 
 class Run:
