@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from hftransfer.cli.recipes import recipe_module
+from hftransfer.cli.inputs import check_inputs
+from hftransfer.cli.recipes import check_name, recipe_module
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
 
@@ -33,6 +34,8 @@ def run(
         config: YAML file with settings; a run's recipe.yaml is one.
         recipe: The settings.
     """
+    check_name(name)
+    check_inputs(recipe)
     recipe_module(name).main(recipe, RecipeConfig.origins)
 
 
@@ -60,6 +63,7 @@ def run_file(main: Main, task: str) -> None:
             config: YAML file with settings.
             recipe: The settings.
         """
+        check_inputs(recipe, needs_data=False)
         main(recipe, RecipeConfig.origins)
 
     sys.exit(guarded(lambda: app(exit_on_error=False, print_error=False, result_action="return_value")))

@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 
+from hftransfer.data.named import check_duplicates
 from hftransfer.data.records import (
     CHUNK_ROWS,
     Locate,
@@ -232,13 +233,6 @@ def _equal_width(
                 fix=f"put cells that hold a {delimiter!r} or a line break into quotes",
             )
         yield record
-
-
-def check_duplicates(names: Sequence[str], place: str) -> None:
-    """Raise a DataError if two columns have one name."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"two columns have the name {twice[0]!r}", where=place, fix="rename or remove one of them")
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -37,14 +37,23 @@ def _labels(config: Any, loaded: LoadedModel, task: Task) -> list[Finding]:
         return []
     facts = {"checkpoint": theirs, "data": wanted}
     if wanted == theirs:
-        return [Finding("head_kept", "note", "its head knows these labels in this order and is trained on", "checkpoint")]
+        return [
+            Finding("head_kept", "note", "its head knows these labels in this order and is trained on", "checkpoint")
+        ]
     shown = f"{_shown(theirs)} in the checkpoint, {_shown(wanted)} in the data"
     fix = "for its head declare the data's label column as a ClassLabel with the checkpoint's names in their order"
     folded = [[name.strip().casefold() for name in names] for names in (wanted, theirs)]
     if sorted(folded[0]) == sorted(folded[1]):
         what = "in another order" if folded[0] != folded[1] else "spelt otherwise"
         return [
-            Finding("label_order", "warning", f"the labels are {what}: {shown}; a new head is trained", "checkpoint", fix, facts)
+            Finding(
+                "label_order",
+                "warning",
+                f"the labels are {what}: {shown}; a new head is trained",
+                "checkpoint",
+                fix,
+                facts,
+            )
         ]
     if len(wanted) == len(theirs) and all(name.isdigit() for name in wanted):
         what = f"the labels are numbers, and its head has names: {shown}; a new head is trained"

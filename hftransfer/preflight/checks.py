@@ -78,7 +78,9 @@ def _model_findings(ready: Assembled, thorough: bool) -> list[Finding]:
     training = ready.training
     if not model.can_probe(training):
         what = f"gradients are not checked: {kind_of(training.accelerator)} shares the weights out"
-        return [Finding("model_skipped", "note", what, "model", "check the recipe on one device, with a small checkpoint")]
+        return [
+            Finding("model_skipped", "note", what, "model", "check the recipe on one device, with a small checkpoint")
+        ]
     try:
         probes = model.probe_stages(training, thorough=thorough)
     except torch.OutOfMemoryError:

@@ -30,6 +30,7 @@ from hftransfer.errors import AnatomyError
 from hftransfer.preflight.findings import Finding
 from hftransfer.preflight.model import Probe
 from hftransfer.strategies.freezing import transformers_model
+from hftransfer.tasks.base import Ragged
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.loop import Training
 
@@ -87,7 +88,9 @@ def _memory(
     parts = max((memory(shape, texts, plan, setting) for plan in plans), key=lambda found: sum(found.values()))
     inner: Any = transformers_model(training.model)
     if inner.get_output_embeddings() is not None:
-        scores = setting.batch_size * longest * inner.config.vocab_size
+        labels = training.train.labels
+        places = float(labels.lengths_N.max()) if isinstance(labels, Ragged) else longest
+        scores = setting.batch_size * places * inner.config.vocab_size
         # The scores, a copy in fp32 and its gradient.
         parts = {**parts, "scores": round(scores * (setting.activation_bytes + 2 * FP32))}
     need, free = sum(parts.values()), _free_memory(training)
@@ -116,9 +119,7 @@ def _free_memory(training: Training) -> int | None:
     return free + held
 
 
-def _time(
-    ready: Assembled, shape: Shape, plans: Sequence[Plan], setting: Setting, probes: Sequence[Probe]
-) -> Finding:
+def _time(ready: Assembled, shape: Shape, plans: Sequence[Plan], setting: Setting, probes: Sequence[Probe]) -> Finding:
     training = ready.training
     rates = []
     for plan, probe in zip(plans, probes, strict=True):

@@ -26,8 +26,10 @@ from hftransfer.training.schedule import StageSteps
 from hftransfer.training.steps import step_seed
 
 STEPS_IN_A_RUN, STEPS = 8, 20
-SECONDS_IN_A_RUN, SECONDS = 4.0, 40.0
+SECONDS_IN_A_RUN, SECONDS = 3.0, 20.0
 """Steps that are to lower the loss, and the time after which no more are taken, in a run and in `hftransfer check`."""
+TOKENS_IN_A_RUN = 0.25
+"""In a run: of the tokens of a pass that a device is quickest with."""
 FEWEST_STEPS, LATER_STEPS = 4, 2
 """Steps below which a loss that does not fall says nothing, and the steps of the stages after the first."""
 LEAST_FALL, FITTED = 1e-4, 1e-3
@@ -89,7 +91,7 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
     Raises:
         torch.OutOfMemoryError: The batch does not fit; the model is as it was, too.
     """
-    rows = typical_rows(training)
+    rows = typical_rows(training, 1.0 if thorough else TOKENS_IN_A_RUN)
     training.model.to(training.accelerator.device)
     probes = []
     for current in training.stages:
@@ -101,15 +103,20 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
     return probes
 
 
-def typical_rows(training: Training) -> Rows:
-    """Of the first epoch's batches the one of the most usual length, cut to a micro-batch and to what is quick."""
+def typical_rows(training: Training, part: float) -> Rows:
+    """Of the first epoch's batches the one of the most usual length, cut to a micro-batch and to what is quick.
+
+    Args:
+        training: The training.
+        part: Of the tokens that its device is quickest with.
+    """
     optim, lengths_N = training.recipe.optim, training.train.lengths_N
     batches = training_batches(
         lengths_N, global_batch_size=optim.per_device_train_batch_size, seed=training.recipe.seed, epoch=0
     )
     mean = lengths_N.mean()
     rows = min(batches, key=lambda batch: (abs(lengths_N[batch].mean() - mean), int(batch[0])))
-    fitting = pass_tokens(training.accelerator.device.type) // max(int(lengths_N[rows].max()), 1)
+    fitting = int(part * pass_tokens(training.accelerator.device.type)) // max(int(lengths_N[rows].max()), 1)
     # Spread over the batch, which is sorted by length.
     chosen = np.linspace(0, len(rows) - 1, max(min(len(rows), fitting), min(len(rows), 2))).astype(np.int64)
     return rows[np.unique(chosen)]
@@ -164,7 +171,7 @@ def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seco
     with fast_training(model, accelerator.device.type), frozen_weights_cast(model, dtype):
         before = quiet_loss()
         after = before
-        while probe.steps < limit and (probe.steps < LATER_STEPS or time.perf_counter() - started < seconds):
+        while probe.steps < limit and (not probe.steps or time.perf_counter() - started < seconds):
             torch.manual_seed(step_seed(training.recipe.seed, probe.steps, 0, 0))
             _take_step(training, optimizer, loss_of, probe, FP16_SCALE if dtype == torch.float16 else 1.0)
             if probe.steps == limit // 2:
@@ -177,7 +184,11 @@ def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seco
 
 
 def _take_step(
-    training: Training, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor], probe: Probe, scale: float
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[], torch.Tensor],
+    probe: Probe,
+    scale: float,
 ) -> None:
     """One optimizer step at the peak rate; what got gradients is noted."""
     model, max_norm = training.model, training.recipe.optim.max_grad_norm
@@ -233,6 +244,9 @@ def judge(training: Training, probes: list[Probe]) -> list[Finding]:
 
 def _judge_stage(training: Training, probe: Probe, meant: set[str]) -> list[Finding]:
     where = f"stage {probe.stage.stage.name!r}"
+    if not probe.stage.steps:
+        what = f"it gets none of the {training.total_steps:,} optimizer steps"
+        return [Finding("empty_stage", "warning", what, where, "train longer, or take fewer stages")]
     parameters = dict(training.model.named_parameters())
     unmoved = {name for name in meant & probe.reached - probe.moved - probe.broken if parameters[name].ndim > 1}
     found = []
@@ -274,8 +288,12 @@ def _judge_learning(probe: Probe) -> list[Finding]:
         return [Finding("not_finite", "error", what, where, "lower --optim.learning_rate, or train in fp32", facts)]
     if probe.lowest > before - LEAST_FALL * abs(before) and before > FITTED and probe.steps >= FEWEST_STEPS:
         what = f"the loss does not fall {steps}: {before:.4g}, then {after:.4g}"
-        return [Finding("does_not_learn", "warning", what, where, "change --optim.learning_rate; look at the labels", facts)]
-    return [Finding("learns_a_batch", "note", f"the loss falls from {before:.4g} to {after:.4g} {steps}", where, "", facts)]
+        return [
+            Finding("does_not_learn", "warning", what, where, "change --optim.learning_rate; look at the labels", facts)
+        ]
+    return [
+        Finding("learns_a_batch", "note", f"the loss falls from {before:.4g} to {after:.4g} {steps}", where, "", facts)
+    ]
 
 
 def _judge_dtypes(training: Training) -> list[Finding]:
@@ -289,7 +307,11 @@ def _judge_dtypes(training: Training) -> list[Finding]:
     if not half:
         return []
     what = f"{_listed(half)}: they learn in {', '.join(sorted(set(half.values())))}, where small steps are lost"
-    return [Finding("half_precision_weights", "error", what, "model", "load them in fp32 (model.float())", {"parameters": half})]
+    return [
+        Finding(
+            "half_precision_weights", "error", what, "model", "load them in fp32 (model.float())", {"parameters": half}
+        )
+    ]
 
 
 def _listed(names: Any) -> str:

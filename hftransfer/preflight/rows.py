@@ -67,7 +67,9 @@ def rows_of_splits(splits: Splits, recipe: Recipe, problem: str | None) -> dict[
 
 
 def _rows(name: str, dataset: Dataset, recipe: Recipe, problem: str | None) -> SplitRows:
-    columns = tuple([_as_text(value) for value in dataset[column][:]] for column in recipe.task.input_columns(recipe.data))
+    columns = tuple(
+        [_as_text(value) for value in dataset[column][:]] for column in recipe.task.input_columns(recipe.data)
+    )
     # The datasets library keeps a selection as indices into the whole.
     kept = getattr(dataset, "_indices", None)
     numbers_N = np.arange(len(dataset)) if kept is None else np.asarray(kept.column(0))

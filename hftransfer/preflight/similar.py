@@ -85,7 +85,9 @@ def candidates(known_NH: NDArray[np.uint32], asked_NH: NDArray[np.uint32]) -> ND
     return np.unique(np.concatenate(found), axis=0)
 
 
-def agreement(known_NH: NDArray[np.uint32], asked_NH: NDArray[np.uint32], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+def agreement(
+    known_NH: NDArray[np.uint32], asked_NH: NDArray[np.uint32], pairs: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """The share of equal entries of the signatures of pairs (asked, known): an estimate of their similarity, (P,)."""
     return np.asarray((asked_NH[pairs[:, 0]] == known_NH[pairs[:, 1]]).mean(axis=1))
 
@@ -116,7 +118,9 @@ def _hashed_pieces(texts: Sequence[str]) -> tuple[Words, NDArray[np.int64]]:
     A text shorter than a piece is filled up with zeros and has one.
     """
     padded = "\0" * PIECE
-    letters = np.frombuffer("".join(f"{text}{padded}" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    letters = np.frombuffer(
+        "".join(f"{text}{padded}" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32
+    )
     lengths_N = np.fromiter((len(text) + PIECE for text in texts), np.int64, len(texts))
     ends_N = np.cumsum(lengths_N)
     rolled = np.zeros(len(letters) - PIECE + 1, np.uint64)

@@ -43,7 +43,11 @@ def swapped_labels(rows: Mapping[str, SplitRows]) -> list[Finding]:
         gold_C, guessed_C = linear_sum_assignment(-confusion_CC)
         before, after = int(np.trace(confusion_CC)), int(confusion_CC[gold_C, guessed_C].sum())
         if after - before >= max(GAIN * len(texts), DEVIATIONS * np.sqrt(after + before)):
-            moved = [f"{names[one]!r} for {names[other]!r}" for one, other in zip(gold_C, guessed_C, strict=True) if one != other]
+            moved = [
+                f"{names[one]!r} for {names[other]!r}"
+                for one, other in zip(gold_C, guessed_C, strict=True)
+                if one != other
+            ]
             found.append(
                 Finding(
                     "swapped_labels",
@@ -85,7 +89,5 @@ def _learn(
     return np.log(counts_BC / counts_BC.sum(axis=0)), np.log(priors_C / priors_C.sum())
 
 
-def _guess(
-    texts: Sequence[str], weights_BC: NDArray[np.float64], priors_C: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _guess(texts: Sequence[str], weights_BC: NDArray[np.float64], priors_C: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray([int((weights_BC[_features(text)].sum(axis=0) + priors_C).argmax()) for text in texts], np.int64)
