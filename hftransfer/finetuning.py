@@ -128,7 +128,7 @@ def finetune(
     accelerator.wait_for_everyone()
     if report is not None and accelerator.is_main_process:
         write_whole(run.folder / PREFLIGHT_FILE, json.dumps(plain_numbers(report.as_data()), indent=1) + "\n")
-    described = prepare.describe_data(ready.features, recipe)
+    described = prepare.describe_data(dict(ready.features), recipe)
     say(f"Running on {ready.device_line}", *ready.splits.notes, *described, sep="\n")
     say(summary.recipe_table(recipe, ready.origins), training.describe(), sep="\n")
     training.run()

@@ -129,7 +129,7 @@ def _columns(file: Path, place: str) -> Sequence[str] | None:
     ending = file_format(file, place)
     if ending in (".json", ".jsonl"):
         return None if file.stat().st_size > SCANNED_BYTES or file.suffix.lower() != ending else _keys(file)
-    return next(stream_tables(file, place, None, 1)).column_names
+    return list(next(stream_tables(file, place, None, 1)).column_names)
 
 
 def _keys(file: Path) -> list[str] | None:

@@ -228,7 +228,7 @@ def _tolerance(train: SplitRows, problem: str | None) -> float | None:
     """What scores may differ by; None where labels are no numbers."""
     if problem != "regression" or not train.labels:
         return None
-    return SCORE_TOLERANCE * (max(train.labels) - min(train.labels))
+    return SCORE_TOLERANCE * float(max(train.labels) - min(train.labels))
 
 
 def _differ(labels: list[Any], tolerance: float | None) -> bool:
@@ -254,8 +254,7 @@ def class_balance(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | 
             Finding(
                 "dominating_class",
                 "note" if balanced else "warning",
-                f"{share(largest, len(train))} of the rows are {name!r}: always saying so scores {largest / len(train):.3f} "
-                "accuracy",
+                f"{share(largest, len(train))} of the rows are {name!r}, and always saying so is that accurate",
                 "train",
                 "choose --evaluation.metric f1_macro, and try --task.class_weights balanced",
                 {"class": name, "share": largest / len(train)},

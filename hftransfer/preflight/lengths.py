@@ -39,7 +39,8 @@ def _truncation(name: str, encoded: Features, recipe: Recipe) -> list[Finding]:
         return []
     examples = max(encoded.num_examples, 1)
     severe = rows >= TRUNCATED_WARN * examples or lost >= LOST_WARN * max(encoded.gold_labels, 1)
-    what = f"{rows:,} of {examples:,} examples ({share(rows, examples)}) lose tokens to max_length {recipe.data.max_length}"
+    limit = recipe.data.max_length
+    what = f"{rows:,} of {examples:,} examples ({share(rows, examples)}) lose tokens to max_length {limit}"
     if encoded.gold_labels:
         what += f", {lost:,} of {encoded.gold_labels:,} labels are out of sight"
     longer = "raise --data.max_length"

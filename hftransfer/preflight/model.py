@@ -161,7 +161,8 @@ def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seco
     def quiet_loss() -> float:
         model.eval()
         with torch.no_grad():
-            value, probe.forward_seconds = _timed(lambda: float(loss_of()))
+            loss, probe.forward_seconds = _timed(lambda: loss_of().item())
+        value = float(loss)
         model.train()
         probe.lowest = min(probe.lowest, value)
         return value

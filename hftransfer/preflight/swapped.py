@@ -6,6 +6,7 @@ names to classes fits its guesses far better than the names themselves, the name
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -74,7 +75,7 @@ def _sample(split: SplitRows, index: Mapping[str, int]) -> tuple[list[str], NDAr
 def _features(text: str) -> list[int]:
     """The buckets of a text's words and pairs of words, each once."""
     words = text.split()[:WORDS_PER_ROW]
-    pairs = [f"{one} {other}" for one, other in zip(words, words[1:], strict=False)]
+    pairs = [f"{one} {other}" for one, other in itertools.pairwise(words)]
     return list({zlib.crc32(part.encode("utf-8", "replace")) % BUCKETS for part in (*words, *pairs)})
 
 
