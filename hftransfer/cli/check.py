@@ -8,7 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hftransfer.cli.inputs import check_inputs
 from hftransfer.cli.recipes import check_name
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
@@ -34,6 +33,8 @@ def check(
         json: Print the findings as JSON.
         recipe: The settings.
     """
+    from hftransfer.cli.inputs import check_inputs
+
     check_name(name)
     check_inputs(recipe)
     from hftransfer.finetuning import check as check_recipe

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 """What Accelerate's log_with takes."""
 SCANNED_BYTES = 8 << 20
 """JSON files up to this size are searched for columns, which any of their records may have."""
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 STREAMED_TASK = "text_classification"
 
 
@@ -98,6 +100,8 @@ def _check_checkpoint(checkpoint: str) -> None:
         raise CheckpointError("the name is empty", where="checkpoint", fix="give a folder or a Hub id")
     if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
         raise CheckpointError("no such folder", where=checkpoint, fix="check --checkpoint")
+    if not HUB_ID.fullmatch(checkpoint):
+        raise CheckpointError("neither a folder nor a Hub id", where=checkpoint, fix="check --checkpoint")
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -112,6 +116,8 @@ def _check_data(recipe: Recipe) -> None:
         where = f"data.{name}"
         file, place = check_exists(path, where), f"{where} ({path})"
         if file.is_dir():
+            if not any((file / known).is_file() for known in ("dataset_dict.json", "state.json")):
+                raise DataError("a folder, but not one of datasets", where=place, fix="write it with save_to_disk")
             continue
         if not os.access(file, os.R_OK):
             raise DataError("may not be read", where=place, fix="check the file's permissions")

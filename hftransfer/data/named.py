@@ -30,6 +30,8 @@ def check_exists(path: str, where: str) -> Path:
     Raises:
         DataError: If there is none.
     """
+    if not path.strip():
+        raise DataError("the path is empty", where=where, fix="name a file")
     try:
         file = Path(path)
         if file.exists():
