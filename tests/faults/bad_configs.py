@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+import hftransfer.cli.inputs  # noqa: F401  (the forks find it loaded)
 from hftransfer.cli.main import main
 from hftransfer.cli.recipes import recipe_names
 from hftransfer.recipe import Recipe
