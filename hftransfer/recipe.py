@@ -321,6 +321,9 @@ class CacheSection(Section):
     )
 
 
+MIN_CHOICES, MAX_CHOICES = 2, 8
+"""How many choices an example of multiple choice may have."""
+
 UNIONS = {"task": "text_classification", "strategy": "full_fine_tuning"}
 """Sections whose `type` decides which settings they have -> the type of one that says nothing."""
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
+from hftransfer.data.agreement import check_agreement
 from hftransfer.data.kinds import check_kind, is_list, refuse_rows
 from hftransfer.data.named import USUAL_TASK, check_present, needed_columns
 from hftransfer.data.records import Locate, row_number
@@ -79,6 +80,7 @@ def check_columns(
     if labelled:
         for name, kinds in task.label_columns(section).items():
             check_kind(dataset, column_of(dataset, name), name, kinds, where, locate)
+        check_agreement(lambda name: column_of(dataset, name), section, task, where, locate)
         if section.group is not None:
             refuse_rows(pc.is_null(column_of(dataset, section.group)), f"no value in {section.group!r}", where, locate)
 

@@ -16,8 +16,10 @@ MOST_NAMES, LONGEST_NAME = 20, 60
 
 def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labelled: bool = True) -> list[str]:
     """The columns that a data section uses for a task, each once."""
-    inputs, labels = task.input_columns(section), task.label_columns(section)
-    return list(dict.fromkeys([*inputs, *([*labels, *([] if section.group is None else [section.group])] if labelled else [])]))
+    names = [*task.input_columns(section)]
+    if labelled:
+        names += [*task.label_columns(section), *([] if section.group is None else [section.group])]
+    return list(dict.fromkeys(names))
 
 
 def check_exists(path: str, where: str) -> Path:

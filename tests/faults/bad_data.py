@@ -291,7 +291,9 @@ def complaint(outcome: Outcome, folder: Path) -> str | None:
         return f"status {outcome.status}"
     if len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) > 1000:
         return f"{len(lines)} lines, {len(outcome.error)} characters"
-    if "bad." not in lines[0]:
+    if "bad." not in lines[0] and not lines[0].startswith(
+        ("error: column ", "error: data.validation_fraction", "error: training data")
+    ):
         return "the file is not named"
     if (folder / "runs").exists():
         return "an output folder is left"
