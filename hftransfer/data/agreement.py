@@ -1,4 +1,4 @@
-"""Whether the columns of a row agree: as many tags as words, answers that stand in their context, a choice that exists."""
+"""Whether the columns of a row agree: a tag for every word, answers that stand in their context, a known choice."""
 
 from __future__ import annotations
 

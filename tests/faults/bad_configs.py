@@ -1,8 +1,8 @@
 """A thousand bad configs, none of which may train: python -m tests.faults.bad_configs --count 1000
 
-Each is made from a good one by one seeded mistake, given in the YAML file or as a flag. It must end with status 2 and one
-line that names what is wrong, write nothing, load no torch, and take under 3 s. Most run in forks of a process that has
-loaded what the command line loads; every `--fresh`th runs as a process of its own.
+Each is made from a good one by one seeded mistake, given in the YAML file or as a flag. It must end with status 2 and
+one line that names what is wrong, write nothing, load no torch, and take under 3 s. Most run in forks of a process that
+has loaded what the command line loads; every `--fresh`th runs as a process of its own.
 """
 
 from __future__ import annotations
@@ -327,9 +327,11 @@ def run(count: int, first: int = 0, fresh_every: int = 25, show: bool = True) ->
                         print(
                             f"seed {seed} ({kind}): {wrong}: {arguments[-6:]}\n{outcome.error[-600:]}", file=sys.stderr
                         )
+    refused = count - failures.total()
     return (
-        f"| {count:,} generated bad configs ({processes} as processes of their own) | {count - failures.total():,} refused: "
-        f"status 2, one line, no torch, nothing left; slowest {slowest:.1f} s (of processor time for whole processes), at most {largest >> 20} MiB |"
+        f"| {count:,} generated bad configs ({processes} as processes of their own) | {refused:,} refused: status 2, one "
+        f"line, no torch, nothing left; slowest {slowest:.1f} s (of processor time for whole processes), at most "
+        f"{largest >> 20} MiB |"
     )
 
 

@@ -1,8 +1,8 @@
 """A thousand bad data files, none of which may train unnoticed: python -m tests.faults.bad_data --count 1000
 
-Each is a good file of one task in one format (csv, tsv, json, jsonl, parquet) with one seeded fault. `hftransfer run` must
-end with status 2 and one line that names the file, leave no output folder and take under 2 GiB. Every case runs in a fork
-of a process that has loaded the libraries, with its memory bounded.
+Each is a good file of one task in one format (csv, tsv, json, jsonl, parquet) with one seeded fault. `hftransfer run`
+must end with status 2 and one line that names the file, leave no output folder and take under 2 GiB. Every case runs in
+a fork of a process that has loaded the libraries, with its memory bounded.
 """
 
 from __future__ import annotations
@@ -324,9 +324,10 @@ def run(count: int, first: int = 0, show: bool = True) -> str:
                     failures[kind.split()[0]] += 1
                     if show:
                         print(f"seed {seed} ({kind}): {wrong}\n    {outcome.error[-500:]}", file=sys.stderr, flush=True)
+    refused = count - failures.total()
     return (
-        f"| {count:,} generated bad data files ({', '.join(FORMATS)}; all tasks) | {count - failures.total():,} refused: "
-        f"status 2, one line that names the file, no output; slowest {slowest:.1f} s, at most {largest >> 20} MiB |"
+        f"| {count:,} generated bad data files ({', '.join(FORMATS)}; all tasks) | {refused:,} refused: status 2, one line "
+        f"that names the file, no output; slowest {slowest:.1f} s, at most {largest >> 20} MiB |"
     )
 
 
