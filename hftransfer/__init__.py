@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hftransfer import metrics
     from hftransfer.errors import UserError
-    from hftransfer.finetuning import finetune
+    from hftransfer.finetuning import check, finetune
     from hftransfer.inference import evaluate, predict
     from hftransfer.models.anatomy import Anatomy, analyse
     from hftransfer.recipe import Recipe
@@ -30,6 +30,7 @@ __all__ = [
     "Strategy",
     "UserError",
     "analyse",
+    "check",
     "evaluate",
     "finetune",
     "make_strategy",
@@ -45,6 +46,7 @@ _HOMES = {
     "Strategy": "strategies",
     "UserError": "errors",
     "analyse": "models.anatomy",
+    "check": "finetuning",
     "evaluate": "inference",
     "finetune": "finetuning",
     "make_strategy": "strategies",

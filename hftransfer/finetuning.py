@@ -12,12 +12,23 @@ import torch
 from hftransfer.caching.states import PlainInputs
 from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
+from hftransfer.preflight.checks import preflight, preflight_of_run
+from hftransfer.preflight.findings import Report
 from hftransfer.recipe import Recipe
-from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
+from hftransfer.run import (
+    METRICS_FILE,
+    PREFLIGHT_FILE,
+    Run,
+    check_output_folder,
+    create_run,
+    plain_numbers,
+    write_whole,
+)
 from hftransfer.strategies import Strategy, build_strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.registry import build_task, saved_settings
 from hftransfer.training import prepare, summary
+from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import resolve
 from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
@@ -25,29 +36,17 @@ from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
 
 
-def finetune(
+def assemble(
     recipe: Recipe,
     *,
     train: Any = None,
     validation: Any = None,
     test: Any = None,
     origins: Mapping[str, str] | None = None,
-) -> Run:
-    """Fine-tune a checkpoint as a recipe says and leave a run folder behind.
+) -> Assembled:
+    """Put together everything that a training needs; nothing is written.
 
-    Args:
-        recipe: The whole description of the training.
-        train: Training data in memory (Dataset, DatasetDict, DataFrame or list of dicts), in place of the recipe's
-            files.
-        validation: Likewise.
-        test: Likewise.
-        origins: Where given values come from, by dotted name; the command line passes it.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        UserError: If recipe, data and checkpoint do not fit together; nothing has been written then.
+    Arguments and errors are those of `finetune`.
     """
     # The recipe: fill in what it leaves open.
     recipe, known = resolve(recipe, origins)
@@ -73,14 +72,68 @@ def finetune(
     training = Training(
         recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"], chunks
     )
+    return Assembled(recipe, known, device_line, splits, loaded, features, training)
+
+
+def check(
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Report:
+    """Check a training before it runs (docs/check.md): data, labels, lengths, gradients, memory and time.
+
+    Nothing is written or trained. Arguments and errors are those of `finetune`.
+
+    Returns:
+        What was found; `report.findings` is data, `report.refuse(strict=True)` raises at warnings.
+    """
+    ready = assemble(recipe, train=train, validation=validation, test=test, origins=origins)
+    return preflight(ready, thorough=True)
+
+
+def finetune(
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Run:
+    """Fine-tune a checkpoint as a recipe says and leave a run folder behind.
+
+    Args:
+        recipe: The whole description of the training.
+        train: Training data in memory (Dataset, DatasetDict, DataFrame or list of dicts), in place of the recipe's
+            files.
+        validation: Likewise.
+        test: Likewise.
+        origins: Where given values come from, by dotted name; the command line passes it.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If recipe, data and checkpoint do not fit together, or preflight finds what must not go on; nothing
+            has been written then.
+    """
+    ready = assemble(recipe, train=train, validation=validation, test=test, origins=origins)
+    recipe, training = ready.recipe, ready.training
+    accelerator, strategy, task = training.accelerator, training.strategy, training.task
+    say = summary.console(accelerator.is_main_process).print
+    report = preflight_of_run(ready, say)
     run = create_run(recipe, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    say = summary.console(accelerator.is_main_process).print
-    say(f"Running on {device_line}", *splits.notes, *loaded.notes, *prepare.describe_data(features, recipe), sep="\n")
-    say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
+    if report is not None and accelerator.is_main_process:
+        write_whole(run.folder / PREFLIGHT_FILE, json.dumps(plain_numbers(report.as_data()), indent=1) + "\n")
+    described = prepare.describe_data(dict(ready.features), recipe)
+    say(f"Running on {ready.device_line}", *ready.splits.notes, *ready.loaded.notes, *described, sep="\n")
+    say(summary.recipe_table(recipe, ready.origins), training.describe(), sep="\n")
     training.run()
     # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy, task, loaded, features)
+    scores = _leave_behind(run, training, strategy, task, ready.loaded, ready.features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     return run

@@ -12,7 +12,8 @@ import torch
 
 from hftransfer.caching.states import PlainInputs
 from hftransfer.data.check import check_columns
-from hftransfer.data.load import check_exists, dataset_from, load_file
+from hftransfer.data.load import dataset_from, load_file
+from hftransfer.data.named import check_exists
 from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection, TaskSection

@@ -326,6 +326,9 @@ class CacheSection(Section):
     )
 
 
+MIN_CHOICES, MAX_CHOICES = 2, 8
+"""How many choices an example of multiple choice may have."""
+
 UNIONS = {"task": "text_classification", "strategy": "full_fine_tuning"}
 """Sections whose `type` decides which settings they have -> the type of one that says nothing."""
 
@@ -345,6 +348,10 @@ class Recipe(Section):
     output_dir: str | None = Field(None, description="Folder for the run; derived: runs/TASK-STRATEGY-TIME.")
     overwrite: bool = Field(False, description="Replace an earlier run in output_dir.")
     resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
+    preflight: Literal["warn", "strict", "off"] = Field(
+        "warn",
+        description="Checks before the training: errors stop it; strict: warnings, too; off: nothing is checked.",
+    )
     checkpoint_every: PositiveInt | None = Field(None, description="Save the training state every N optimizer steps.")
     keep_checkpoints: PositiveInt = Field(1, description="How many training states to keep.")
     trust_remote_code: str | None = Field(

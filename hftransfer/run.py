@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hftransfer.safety.files import check_no_links, replacing
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
+PREFLIGHT_FILE = "preflight.json"
 
 
 class Run:
@@ -80,13 +82,19 @@ def check_output_folder(recipe: Recipe) -> None:
         if "\0" in str(folder):
             raise ValueError("a null character in its name")
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        writable, used = os.access(there, os.W_OK), folder.is_dir() and any(folder.iterdir())
+        used = folder.is_dir() and any(folder.iterdir())
     except (OSError, ValueError) as error:
         raise RecipeError(f"no usable folder ({error})", where="output_dir", fix="choose another") from error
     if not there.is_dir():
         raise RecipeError("is a file, not a folder", where=str(there), fix="choose another --output_dir")
-    if not writable:
-        raise RecipeError("not writable", where=str(there), fix="choose another --output_dir")
+    try:
+        # Tried out: permissions say nothing to root, nor on a disk that is mounted to be read.
+        with tempfile.TemporaryDirectory(prefix=".hftransfer-", dir=there):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"not writable ({error.strerror})", where=str(there), fix="choose another --output_dir"
+        ) from None
     if used and recipe.resume == "auto":
         check_no_links(folder)
     if not used or recipe.resume == "auto":

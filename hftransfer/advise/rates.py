@@ -190,8 +190,8 @@ def predict_cost(
         cache_per_token=not anatomy.model_class.endswith("ForSequenceClassification"),
     )
     stages = strategy.stages(anatomy)
-    plans = _exact(plan_stages(stages, shape), strategy, model, stages)
-    setting = replace(setting, cached=caches(plans, setting) and _can_be_cut(model, plans))
+    plans = exact_plans(plan_stages(stages, shape), strategy, model, stages)
+    setting = replace(setting, cached=caches(plans, setting) and can_be_cut(model, plans))
     rates = []
     for stage, plan in zip(stages, plans, strict=True):
         strategy.enter_stage(model, stage)
@@ -200,7 +200,7 @@ def predict_cost(
     return estimate(shape, plans, train, validation, setting, rates)
 
 
-def _can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:
+def can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:
     """Whether the model runs from states at the first boundary that is worth it."""
     try:
         find_tap(model, next(plan.boundary for plan in plans if plan.boundary > 1))
@@ -209,7 +209,7 @@ def _can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:
     return True
 
 
-def _exact(plans: Sequence[Plan], strategy: Strategy, model: nn.Module, stages: Sequence[Any]) -> list[Plan]:
+def exact_plans(plans: Sequence[Plan], strategy: Strategy, model: nn.Module, stages: Sequence[Any]) -> list[Plan]:
     """The plans with the model's own count of what learns: here the model is at hand."""
     anatomy, counted = anatomy_of(model), []
     for plan, stage in zip(plans, stages, strict=True):

@@ -13,6 +13,7 @@ from hftransfer.redaction import redact
 
 # Longer values do not help in a message of one line.
 MAX_SHOWN = 80
+MAX_LINE = 600
 
 
 def one_line(error: Exception) -> str:
@@ -23,7 +24,9 @@ def one_line(error: Exception) -> str:
         argument = error.argument if isinstance(error, CycloptsError) else None
         section = argument.name.removeprefix("--") if argument is not None else "*"
         return ": ".join(describe(cause, () if section == "*" else (section,)))
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    # A path or a value of thousands of letters would bury the message: its beginning and its end say enough.
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 3]} ... {line[-MAX_LINE // 2 :]}"
 
 
 def describe(error: ValidationError, section: tuple[str, ...] = ()) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from hftransfer.cli import cache, copy, evaluate, predict, recipes, run
+from hftransfer.cli import cache, check, copy, evaluate, predict, recipes, run
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import RecipeError, UserError
@@ -38,6 +38,7 @@ def build_app() -> App:
         help_format="plaintext",
     )
     app.command(run.run, name="run", config=RecipeConfig())
+    app.command(check.check, name="check", config=RecipeConfig())
     app.command(recipes.recipes, name="recipes")
     app.command(copy.copy, name="copy")
     app.command(predict.predict, name="predict")

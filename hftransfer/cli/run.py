@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from hftransfer.cli.recipes import recipe_module
+from hftransfer.cli.recipes import check_name, recipe_module
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
 
@@ -33,6 +33,10 @@ def run(
         config: YAML file with settings; a run's recipe.yaml is one.
         recipe: The settings.
     """
+    from hftransfer.cli.inputs import check_inputs
+
+    check_name(name)
+    check_inputs(recipe)
     recipe_module(name).main(recipe, RecipeConfig.origins)
 
 
@@ -60,6 +64,9 @@ def run_file(main: Main, task: str) -> None:
             config: YAML file with settings.
             recipe: The settings.
         """
+        from hftransfer.cli.inputs import check_inputs
+
+        check_inputs(recipe, needs_data=False)
         main(recipe, RecipeConfig.origins)
 
     def action() -> None:

@@ -6,33 +6,26 @@ row.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
+from hftransfer.data.agreement import check_agreement
 from hftransfer.data.kinds import check_kind, is_list, refuse_rows
-from hftransfer.data.readers import check_duplicates
+from hftransfer.data.named import USUAL_TASK, check_present, needed_columns
 from hftransfer.data.records import Locate, row_number
 from hftransfer.errors import DataError
-from hftransfer.recipe import DataSection, TaskSection, TextClassification
+from hftransfer.recipe import DataSection, TaskSection
 
 _NAMED = 5
-USUAL_TASK = TextClassification()
 # How the cells of a text file must be written to be numbers. Integers as Python prints them: "007" is a name.
 NUMBER_PATTERNS = (
     (r"^(0|-?[1-9][0-9]{0,17})$", pa.int64()),
     (r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$", pa.float64()),
 )
-
-
-def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labelled: bool = True) -> list[str]:
-    """The columns that a data section uses for a task, each once."""
-    inputs, labels = task.input_columns(section), task.label_columns(section)
-    return list(dict.fromkeys([*inputs, *([*labels, *filter(None, [section.group])] if labelled else [])]))
 
 
 def column_of(dataset: Dataset, name: str) -> pa.ChunkedArray:
@@ -54,20 +47,6 @@ def number_kinds(column: pa.ChunkedArray, among: list[pa.DataType]) -> list[pa.D
         for pattern, kind in NUMBER_PATTERNS
         if kind in among and pc.all(pc.match_substring_regex(column, pattern), min_count=0).as_py()
     ]
-
-
-def check_present(names: Sequence[str], wanted: Iterable[str], where: str) -> None:
-    """Raise a DataError if a wanted column is missing, with what is there and the likeliest meant."""
-    check_duplicates(names, where)
-    for name in wanted:
-        if name in names:
-            continue
-        folded = {other.strip().lower(): other for other in names}
-        close = difflib.get_close_matches(name.strip().lower(), folded, n=1, cutoff=0.6)
-        guess = f"did you mean {folded[close[0]]!r}?" if close else "name the right column in the data section"
-        raise DataError(
-            f"no column {name!r}; there are {', '.join(map(repr, names)) or 'none'}", where=where, fix=guess
-        )
 
 
 def check_columns(
@@ -101,6 +80,7 @@ def check_columns(
     if labelled:
         for name, kinds in task.label_columns(section).items():
             check_kind(dataset, column_of(dataset, name), name, kinds, where, locate)
+        check_agreement(lambda name: column_of(dataset, name), section, task, where, locate)
         if section.group is not None:
             refuse_rows(pc.is_null(column_of(dataset, section.group)), f"no value in {section.group!r}", where, locate)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,25 +12,17 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hftransfer.data.check import (
-    USUAL_TASK,
     check_columns,
     check_groups_apart,
-    check_present,
     check_several_classes,
     column_of,
     has_no_labels,
-    needed_columns,
     typed_labels,
 )
 from hftransfer.data.kinds import is_list
+from hftransfer.data.named import USUAL_TASK, check_duplicates, check_exists, check_present, needed_columns
 from hftransfer.data.parts import Part, check_classes, one_label_type
-from hftransfer.data.readers import (
-    DELIMITERS,
-    check_duplicates,
-    file_format,
-    read_table,
-    row_locator,
-)
+from hftransfer.data.readers import DELIMITERS, file_format, read_table, row_locator
 from hftransfer.data.records import row_number, table_from_records
 from hftransfer.data.saved import check_saved
 from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
@@ -155,25 +146,6 @@ def _read_part(path: str, where: str, section: DataSection | None, labelled: boo
     if file.is_dir():
         return Part(_saved_split(file, place), place)
     return Part(Dataset(_read_typed(file, place, section, labelled, task)), place, row_locator(file))
-
-
-def check_exists(path: str, where: str) -> Path:
-    """The file or folder at a path.
-
-    Args:
-        path: The path.
-        where: What it was given as, such as "data.train"; starts error messages.
-
-    Raises:
-        DataError: If there is none.
-    """
-    file = Path(path)
-    if file.exists():
-        return file
-    there = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
-    close = difflib.get_close_matches(file.name, there, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else "check the path"
-    raise DataError("no such file", where=f"{where} ({path})", fix=fix)
 
 
 def _read_typed(file: Path, place: str, section: DataSection | None, labelled: bool, task: TaskSection) -> pa.Table:

@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 
+from hftransfer.data.named import check_duplicates
 from hftransfer.data.records import (
     CHUNK_ROWS,
     Locate,
@@ -38,6 +39,8 @@ from hftransfer.errors import DataError
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+EXPANSION, LEAST_EXPLOSION = 100, 512 << 20
+"""A packed file that takes so many times its size, and so many bytes, is taken for damaged or made to do harm."""
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -77,7 +80,21 @@ def read_table(path: Path, place: str, columns: Sequence[str] | None = None) -> 
             return table_from_records(_json_records(path, place), place, columns)
         if ending == ".parquet":
             return _plain_values(_parquet(path, place).read(columns=_parquet_columns(path, place, columns)))
-    return joined(stream_tables(path, place, columns, CHUNK_ROWS))
+    return joined(_not_exploding(stream_tables(path, place, columns, CHUNK_ROWS), path, place))
+
+
+def _not_exploding(tables: Iterator[pa.Table], path: Path, place: str) -> Iterator[pa.Table]:
+    """The tables, until they take a hundred times the room of their file and more than half a gigabyte."""
+    held, most = 0, max(LEAST_EXPLOSION, EXPANSION * path.stat().st_size)
+    for table in tables:
+        held += table.nbytes
+        if held > most:
+            raise DataError(
+                f"the file expands to more than {most >> 20:,} MiB, over {EXPANSION} times its size",
+                where=place,
+                fix="is it damaged? unpack it and look",
+            )
+        yield table
 
 
 def stream_tables(path: Path, place: str, columns: Sequence[str] | None, rows: int) -> Iterator[pa.Table]:
@@ -232,13 +249,6 @@ def _equal_width(
                 fix=f"put cells that hold a {delimiter!r} or a line break into quotes",
             )
         yield record
-
-
-def check_duplicates(names: Sequence[str], place: str) -> None:
-    """Raise a DataError if two columns have one name."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"two columns have the name {twice[0]!r}", where=place, fix="rename or remove one of them")
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

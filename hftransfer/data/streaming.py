@@ -24,16 +24,10 @@ from datasets import (
     load_dataset,
 )
 
-from hftransfer.data.check import (
-    NUMBER_PATTERNS,
-    USUAL_TASK,
-    check_columns,
-    check_present,
-    needed_columns,
-    number_kinds,
-)
+from hftransfer.data.check import NUMBER_PATTERNS, check_columns, number_kinds
 from hftransfer.data.kinds import is_list
-from hftransfer.data.load import Splits, check_exists, complete, dataset_from, file_parts, load_file
+from hftransfer.data.load import Splits, complete, dataset_from, file_parts, load_file
+from hftransfer.data.named import USUAL_TASK, check_exists, check_present, needed_columns
 from hftransfer.data.parts import Part
 from hftransfer.data.readers import DELIMITERS, file_format, row_locator, stream_tables
 from hftransfer.data.records import Locate, row_number

@@ -8,9 +8,8 @@ Shape suffixes: N = examples, C = classes or labels.
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,32 +19,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, matthews_corrcoef, r2_score, roc_auc_score
 
 from hftransfer.errors import DataError, RecipeError
+from hftransfer.tasks.metric_names import METRICS as METRICS
+from hftransfer.tasks.metric_names import did_you_mean as did_you_mean
 from hftransfer.tasks.squad import best_scores
 
 Array = NDArray[Any]
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": (
-        "accuracy",
-        "balanced_accuracy",
-        "f1_macro",
-        "f1_micro",
-        "f1_weighted",
-        "mcc",
-        "roc_auc",
-        "average_precision",
-    ),
-    "multi_label": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "roc_auc", "average_precision"),
-    "regression": ("pearson", "spearman", "mse", "r2"),
-    "entities": ("f1", "word_accuracy", "precision", "recall", "f1_macro"),
-    "tags": ("word_accuracy", "f1_macro"),
-    "question_answering": ("exact_match", "f1", "f1_answerable", "accuracy_unanswerable"),
-    "multiple_choice": ("accuracy",),
-    "generation": ("chrf", "bleu", "rouge1", "rouge2", "rouge_l", "exact_match"),
-    "causal_lm": ("token_loss", "perplexity"),
-    "masked_lm": ("token_loss", "perplexity", "masked_accuracy"),
-}
-"""The scores of each problem. Classification adds one `f1/<label>` per class, multi-label adds `labels_skipped`."""
 
 GREATER_IS_BETTER: dict[str, bool] = {
     "loss": False,
@@ -68,15 +46,6 @@ def greater_is_better(metric_name: str) -> bool:
     if metric_name not in GREATER_IS_BETTER:
         raise RecipeError(f"unknown metric {metric_name!r}", fix=did_you_mean(metric_name, GREATER_IS_BETTER))
     return GREATER_IS_BETTER[metric_name]
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return the advice for a wrong name: the known one that it begins or nearly is, if any, and all of them."""
-    wanted = name.lower()
-    begun = [candidate for candidate in known if wanted and candidate.startswith(wanted)]
-    near = begun or difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-    advice = f"did you mean {near[0]!r}? " if near else ""
-    return f"{advice}known names: {', '.join(sorted(known))}"
 
 
 def classification_metrics(labels_N: Array, probabilities_NC: Array, label_names: Sequence[str]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hftransfer.errors import DataError, RecipeError
-from hftransfer.recipe import DataSection, MultipleChoice, listed_columns
+from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, MultipleChoice, listed_columns
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import Call, Features, Predictions, Task, pad_columns
 from hftransfer.tasks.tokenization import tokenize
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-MIN_CHOICES, MAX_CHOICES = 2, 8
 SIZES = "row_sizes"
 """Name in a batch of the number of choices of each row."""
 

@@ -163,7 +163,7 @@ class Training:
         An optimizer that was built before a block thawed would not train it.
         """
         self.strategy.enter_stage(self.model, current.stage)
-        optimizer = self._optimizer(current)
+        optimizer = self.build_optimizer(current)
         peak_rates = [group["lr"] for group in optimizer.param_groups]
         was_sharded = distributed.is_sharded(self.model)
         model, optimizer = distributed.prepare(self.accelerator, self.recipe, self.model, optimizer)
@@ -234,7 +234,7 @@ class Training:
             layer_decay=optim.layer_decay or 1.0,
         )
 
-    def _optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
+    def build_optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
         """AdamW over what learns in this stage."""
         fused = self.accelerator.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(self._param_groups(current), fused=fused)

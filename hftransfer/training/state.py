@@ -34,6 +34,7 @@ NOT_PART_OF_THE_RESULT = {
     "output_dir",
     "overwrite",
     "resume",
+    "preflight",
     "checkpoint_every",
     "keep_checkpoints",
     "trackers",

@@ -35,6 +35,8 @@ Run = Callable[..., Outcome]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command line up to the recipe's main; returns what that is given."""
     module, seen = importlib.import_module("hftransfer.recipes.text_classification"), []
+    # These recipes are about settings: they name no data.
+    monkeypatch.setattr("hftransfer.cli.inputs.check_inputs", lambda recipe: None)
     monkeypatch.setattr(module, "main", lambda recipe, origins: seen.append((recipe, dict(origins))))
 
     def call(*arguments: object) -> Outcome:
