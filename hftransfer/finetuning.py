@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from hftransfer import interruption
 from hftransfer.caching.states import PlainInputs
+from hftransfer.locking import FolderLock
 from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
@@ -23,6 +25,8 @@ from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
+from hftransfer.training.space import disk_errors
+from hftransfer.training.state import NO_ROOM
 
 
 def finetune(
@@ -48,11 +52,22 @@ def finetune(
 
     Raises:
         UserError: If recipe, data and checkpoint do not fit together; nothing has been written then.
+        Interrupted: If a signal asked the run to end: what there is has been saved.
     """
+    with interruption.watched(), FolderLock() as lock:
+        return _finetune(recipe, train, validation, test, origins, lock)
+
+
+def _finetune(
+    recipe: Recipe, train: Any, validation: Any, test: Any, origins: Mapping[str, str] | None, lock: FolderLock
+) -> Run:
+    """The steps, in order."""
     # The recipe: fill in what it leaves open.
     recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
+    if accelerator.is_main_process:
+        lock.acquire_if_locked(recipe.output_dir or "")
     check_output_folder(recipe)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
@@ -73,14 +88,15 @@ def finetune(
     training = Training(
         recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"], chunks
     )
-    run = create_run(recipe, accelerator.is_main_process)
+    run = create_run(recipe, accelerator.is_main_process, lock)
     accelerator.wait_for_everyone()
     say = summary.console(accelerator.is_main_process).print
     say(f"Running on {device_line}", *splits.notes, *prepare.describe_data(features, recipe), sep="\n")
     say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
-    training.run()
-    # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy, task, loaded, features)
+    with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
+        training.run()
+        # What is left behind: the model, and the scores of exactly these weights.
+        scores = _leave_behind(run, training, strategy, task, loaded, features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     return run
@@ -94,18 +110,10 @@ def _leave_behind(
     # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
     model, sharded = training.model, is_sharded(training.model)
     model = model if sharded else strategy.finish(model)
-    scores: dict[str, dict[str, float]] = {}
-    for split in [name for name in ("validation", "test") if name in features]:
-        predictions = predict(
-            model,
-            task,
-            PlainInputs(task, features[split]),
-            max_examples=training.recipe.optim.per_device_eval_batch_size,
-            accelerator=training.accelerator,
-        )
-        if split == "validation":
-            task.calibrate(predictions, features[split])
-        scores[split] = task.score(predictions, features[split])
+    try:
+        scores = _scores(model, training, task, features)
+    except interruption.Interrupted:
+        raise training.saving.ending_after_training() from None
     gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
     if training.accelerator.is_main_process:
         model = strategy.finish(model) if sharded else model
@@ -126,4 +134,23 @@ def _leave_behind(
         written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
         write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
     training.accelerator.wait_for_everyone()
+    return scores
+
+
+def _scores(
+    model: torch.nn.Module, training: Training, task: Task, features: Mapping[str, Features]
+) -> dict[str, dict[str, float]]:
+    """The scores of each split that is held back."""
+    scores: dict[str, dict[str, float]] = {}
+    for split in [name for name in ("validation", "test") if name in features]:
+        predictions = predict(
+            model,
+            task,
+            PlainInputs(task, features[split]),
+            max_examples=training.recipe.optim.per_device_eval_batch_size,
+            accelerator=training.accelerator,
+        )
+        if split == "validation":
+            task.calibrate(predictions, features[split])
+        scores[split] = task.score(predictions, features[split])
     return scores

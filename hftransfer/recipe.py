@@ -337,7 +337,9 @@ class Recipe(Section):
     cache: CacheSection = Field(default_factory=CacheSection, description="The feature cache.")
     output_dir: str | None = Field(None, description="Folder for the run; derived: runs/TASK-STRATEGY-TIME.")
     overwrite: bool = Field(False, description="Replace an earlier run in output_dir.")
-    resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
+    resume: Literal["auto", "never", "force"] = Field(
+        "never", description="auto: continue from the newest valid checkpoint; force: even if recipe or data changed."
+    )
     checkpoint_every: PositiveInt | None = Field(None, description="Save the training state every N optimizer steps.")
     keep_checkpoints: PositiveInt = Field(1, description="How many training states to keep.")
     trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")

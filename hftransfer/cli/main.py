@@ -15,6 +15,7 @@ from hftransfer.cli import cache, copy, evaluate, predict, recipes, run
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import UserError
+from hftransfer.interruption import EXIT_STATUS, Interrupted
 
 READER_LEFT = 141
 """Exit status when nobody reads the output any more: that of a program that SIGPIPE ends."""
@@ -42,7 +43,7 @@ def build_app() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: run a verb and exit, with status 2 after a user error."""
+    """Entry point: run a verb and exit, with status 2 after a user error, 75 after a signal to a run."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(guarded(lambda: build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")))
 
@@ -58,11 +59,19 @@ def guarded(action: Any) -> int:
         # The reader has left (`| head`). Python flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_LEFT
+    except Interrupted as error:
+        _tell(str(error))
+        return EXIT_STATUS
     except (UserError, CycloptsError, ValidationError) as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {one_line(error)}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
+        _tell(f"error: {one_line(error)}")
         return 2
     return 0
+
+
+def _tell(line: str) -> None:
+    """Write a line on the error stream, with the number of the process where there are several."""
+    rank = os.environ.get("RANK", "0")
+    print(line + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
 
 
 if __name__ == "__main__":

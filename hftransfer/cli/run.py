@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from hftransfer import interruption
 from hftransfer.cli.recipes import recipe_module
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
@@ -33,7 +34,9 @@ def run(
         config: YAML file with settings; a run's recipe.yaml is one.
         recipe: The settings.
     """
-    recipe_module(name).main(recipe, RecipeConfig.origins)
+    # From here on, so that a signal is heard while the libraries are loaded.
+    with interruption.watched():
+        recipe_module(name).main(recipe, RecipeConfig.origins)
 
 
 def run_file(main: Main, task: str) -> None:
@@ -60,6 +63,7 @@ def run_file(main: Main, task: str) -> None:
             config: YAML file with settings.
             recipe: The settings.
         """
-        main(recipe, RecipeConfig.origins)
+        with interruption.watched():
+            main(recipe, RecipeConfig.origins)
 
     sys.exit(guarded(lambda: app(exit_on_error=False, print_error=False, result_action="return_value")))
