@@ -122,14 +122,15 @@ def _leave_behind(
             **saved_settings(training.recipe.task),
             "hftransfer_max_length": training.recipe.data.max_length,
         }
-        save_model(
-            model,
-            loaded.tokenizer,
-            run.model_folder,
-            checkpoint=loaded.checkpoint,
-            revision=loaded.revision,
-            config=config,
-        )
+        with disk_errors("the model", run.model_folder, NO_ROOM):
+            save_model(
+                model,
+                loaded.tokenizer,
+                run.model_folder,
+                checkpoint=loaded.checkpoint,
+                revision=loaded.revision,
+                config=config,
+            )
         facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
         written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
         write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
