@@ -113,10 +113,11 @@ class Saving:
         )
         if changes:
             count = self.training.accelerator.num_processes
+            where = f"each of {count} processes" if count > 1 else "one process"
             log.event(
                 self.training.progress.step,
                 f"resumed with changes: {identity.listed(changes)}; a step has {batching.global_batch} examples, "
-                f"at most {batching.micro_batch} of them at once on each of {count} process{'es' if count > 1 else ''}",
+                f"at most {batching.micro_batch} of them at once on {where}",
                 changes=changes,
             )
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -51,23 +52,24 @@ def main() -> int:
     _warm_up()
     from tests.faults.workshop import Outcome, Workshop
 
-    wrong = 0
+    wrong, folder = 0, arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))
+    workshop = Workshop(folder)
     print("| fault | what came out | wrong | seconds |\n|---|---|---|---|", flush=True)
     for name in arguments.row or known:
         row = known[name]
         count = arguments.count or (row.SHORT if arguments.short else row.FULL)  # type: ignore[attr-defined]
         if not count:
             continue
-        with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
-            started = time.perf_counter()
-            workshop = Workshop((arguments.keep or Path(temporary)) / name)
-            outcome: Outcome = row.campaign(workshop, count)  # type: ignore[attr-defined]
+        started = time.perf_counter()
+        outcome: Outcome = row.campaign(workshop, count)  # type: ignore[attr-defined]
         seconds = time.perf_counter() - started
         print(f"| {row.FAULT} | {outcome.figure} | {len(outcome.wrong)} | {seconds:.0f} |", flush=True)  # type: ignore[attr-defined]
         for line in outcome.wrong:
             print(f"WRONG in {name}: {line}", file=sys.stderr, flush=True)
         wrong += len(outcome.wrong)
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
+    if arguments.keep is None:
+        shutil.rmtree(folder)
     return 1 if wrong else 0
 
 

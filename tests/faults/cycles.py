@@ -42,8 +42,9 @@ def campaign(workshop: Workshop, count: int) -> Outcome:
     wrong += [f"open files: {start[1]} -> {end[1]}"] if end[1] > start[1] else []
     wrong += [f"threads: {start[2]} -> {end[2]}"] if end[2] > start[2] else []
     return Outcome(
-        f"resident memory {start[0] / 1e6:.0f} MB after {int(count * WARM_UP_SHARE)} cycles, {end[0] / 1e6:.0f} MB after "
-        f"{count} ({growth:+.1%}); open files {start[1]} and {end[1]}, threads {start[2]} and {end[2]}",
+        f"resident memory {start[0] / 1e6:.0f} MB after {int(count * WARM_UP_SHARE)} cycles, "
+        f"{end[0] / 1e6:.0f} MB after {count} ({growth:+.1%}); open files {start[1]} and {end[1]}, "
+        f"threads {start[2]} and {end[2]}",
         wrong,
     )
 

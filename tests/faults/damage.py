@@ -19,10 +19,10 @@ NAMES = (*checkpoint_files.FILES, checkpoint_files.MANIFEST)
 def campaign(workshop: Workshop, count: int) -> Outcome:
     """All damages, `count` flipped bits of each file; two whole runs go on from what is left."""
     wrong: list[str] = []
-    reference = workshop.finished(workshop.settings("whole"))
-    settings = workshop.settings("run", keep_checkpoints=2)
+    reference = workshop.reference()
+    settings = workshop.settings("damaged", keep_checkpoints=2)
     run = workshop.finished(settings)
-    other = workshop.finished(workshop.settings("other", seed=14, keep_checkpoints=2))
+    other = workshop.finished(workshop.settings("foreign", seed=14, keep_checkpoints=2))
     older, newest = sorted((run / "checkpoints").glob("step-*"))
     foreign = other / "checkpoints" / newest.name
     tried = found = 0
@@ -67,5 +67,3 @@ def _flip(path: Path, where: float) -> None:
     position, bit = divmod(int(where * len(content) * 8), 8)
     content[position] ^= 1 << bit
     path.write_bytes(bytes(content))
-
-

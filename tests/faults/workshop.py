@@ -103,6 +103,7 @@ class Workshop:
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = write_tiny_checkpoint(folder / "checkpoint", "bert", 0.1)
         self.children = 0
+        self._references: dict[str, Path] = {}
 
     def settings(self, name: str, strategy: str = "full", **changes: Any) -> dict[str, Any]:
         """The recipe of a run in the folder of this name."""
@@ -164,6 +165,18 @@ class Workshop:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def reference(self, strategy: str = "full") -> Path:
+        """The run of a strategy that nothing interrupts; made once."""
+        if strategy not in self._references:
+            self._references[strategy] = self.finished(self.settings(f"{strategy}-whole", strategy))
+        return self._references[strategy]
+
+    def seconds(self, strategy: str) -> float:
+        """How long such a run takes, from the fork to its end."""
+        started = time.monotonic()
+        self.finished(self.settings(f"{strategy}-timed", strategy))
+        return time.monotonic() - started
 
     def run(self, settings: Mapping[str, Any], **options: Any) -> Child:
         """Start a run and wait for its end."""

@@ -132,7 +132,7 @@ def test_room_is_looked_for_before_anything_is_written(tmp_path, monkeypatch):
     state = a_state(tmp_path)
     save(state, 2)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=70_000))
-    with pytest.raises(TrainingError, match="a checkpoint needs 4.1 MB and 0.1 MB are free"):
+    with pytest.raises(TrainingError, match=r"a checkpoint needs 4.1 MB and 0.1 MB are free"):
         state.save(Progress(step=4), {"weight": torch.ones(1_000_000)}, {}, None, BATCHING)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
