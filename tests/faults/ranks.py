@@ -57,7 +57,7 @@ sys.exit(guarded(lambda: finetune(Recipe(**settings), train=rows, validation=row
 
 
 def campaign(workshop: Workshop, count: int) -> Outcome:
-    """`count` ranks are killed under torchrun, and the other faults planted in all strategies; one in the short form."""
+    """`count` ranks are killed under torchrun; the other faults in all strategies. One of each in the short form."""
     wrong: list[str] = []
     longest, killed = 0.0, 0
     for number in range(count if count > SHORT else 0):
