@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def _strategy(workshop: Workshop, strategy: str, count: int, wrong: list[str]) -
             step = resumed_step(child)
             tally["resumes"] += int(step is not None and step > 0)
             if status == 0:
+                # The machine has other work at times: a run that got away says how long one takes now.
+                seconds = min(seconds, time.monotonic() - child.started) if attempt == 0 else seconds
                 break
             if status != -9:
                 wrong.append(f"{strategy}: status {status}: {child.last_line()}")
