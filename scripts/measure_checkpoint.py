@@ -43,20 +43,26 @@ def main() -> None:
     weights, optimizer = an_optimizer(arguments.parameters)
     best = {name: weight.clone() for name, weight in weights.items()}
     unit = sum(weight.numel() for weight in weights.values()) / 1e8
-    waits, wholes = [], []
+    waits, computing, wholes = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(checkpoint="none", output_dir=folder)
         state = TrainingState(Path(folder), recipe, "", "", Accelerator(cpu=True))
         state.prepare(weights, optimizer)
         state.flush()
         for step in range(1, arguments.repeats + 1):
-            started = time.perf_counter()
+            started, computed = time.perf_counter(), time.thread_time()
             state.save(Progress(step=step), weights, best, optimizer, Batching(1, 1))
             waits.append((time.perf_counter() - started) / unit)
+            # What the training's thread computed in that time: not longer on a machine that has other work.
+            computing.append((time.thread_time() - computed) / unit)
             state.flush()
             wholes.append((time.perf_counter() - started) / unit)
         state.close()
-    for what, values in (("the training waits", waits), ("until it is on the disk", wholes)):
+    for what, values in (
+        ("the training waits", waits),
+        ("of that it computes", computing),
+        ("until it is on the disk", wholes),
+    ):
         print(f"{what}: {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
     print(f"per 100 million parameters, {len(waits)} checkpoints of {unit * 1e8:,.0f}")
     print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
