@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from hftransfer import interruption
 from hftransfer.caching.states import PlainInputs
+from hftransfer.locking import FolderLock
 from hftransfer.models.load import LoadedModel
 from hftransfer.models.save import save_model
 from hftransfer.preflight.checks import preflight, preflight_of_run
@@ -34,6 +36,8 @@ from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
 from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
+from hftransfer.training.space import disk_errors
+from hftransfer.training.state import NO_ROOM
 
 
 def assemble(
@@ -43,6 +47,7 @@ def assemble(
     validation: Any = None,
     test: Any = None,
     origins: Mapping[str, str] | None = None,
+    lock: FolderLock | None = None,
 ) -> Assembled:
     """Put together everything that a training needs; nothing is written.
 
@@ -52,6 +57,8 @@ def assemble(
     recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
+    if lock is not None and accelerator.is_main_process:
+        lock.acquire_if_locked(recipe.output_dir or "")
     check_output_folder(recipe)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
@@ -118,22 +125,30 @@ def finetune(
     Raises:
         UserError: If recipe, data and checkpoint do not fit together, or preflight finds what must not go on; nothing
             has been written then.
+        Interrupted: If a signal asked the run to end: what there is has been saved.
     """
-    ready = assemble(recipe, train=train, validation=validation, test=test, origins=origins)
+    with interruption.watched(), FolderLock() as lock:
+        ready = assemble(recipe, train=train, validation=validation, test=test, origins=origins, lock=lock)
+        return _train(ready, lock)
+
+
+def _train(ready: Assembled, lock: FolderLock) -> Run:
+    """Check, train and leave behind what was put together."""
     recipe, training = ready.recipe, ready.training
     accelerator, strategy, task = training.accelerator, training.strategy, training.task
     say = summary.console(accelerator.is_main_process).print
     report = preflight_of_run(ready, say)
-    run = create_run(recipe, accelerator.is_main_process)
+    run = create_run(recipe, accelerator.is_main_process, lock)
     accelerator.wait_for_everyone()
     if report is not None and accelerator.is_main_process:
         write_whole(run.folder / PREFLIGHT_FILE, json.dumps(plain_numbers(report.as_data()), indent=1) + "\n")
     described = prepare.describe_data(dict(ready.features), recipe)
     say(f"Running on {ready.device_line}", *ready.splits.notes, *ready.loaded.notes, *described, sep="\n")
     say(summary.recipe_table(recipe, ready.origins), training.describe(), sep="\n")
-    training.run()
-    # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy, task, ready.loaded, ready.features)
+    with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
+        training.run()
+        # What is left behind: the model, and the scores of exactly these weights.
+        scores = _leave_behind(run, training, strategy, task, ready.loaded, ready.features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     return run
@@ -147,6 +162,38 @@ def _leave_behind(
     # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
     model, sharded = training.model, is_sharded(training.model)
     model = model if sharded else strategy.finish(model)
+    try:
+        scores = _scores(model, training, task, features)
+    except interruption.Interrupted:
+        raise training.saving.ending_after_training() from None
+    gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
+    if training.accelerator.is_main_process:
+        model = strategy.finish(model) if sharded else model
+        config = {
+            **task.saved_config(),
+            **saved_settings(training.recipe.task),
+            "hftransfer_max_length": training.recipe.data.max_length,
+        }
+        with disk_errors("the model", run.model_folder, NO_ROOM):
+            save_model(
+                model,
+                loaded.tokenizer,
+                run.model_folder,
+                checkpoint=loaded.checkpoint,
+                revision=loaded.revision,
+                config=config,
+            )
+        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
+        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
+        write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
+    training.accelerator.wait_for_everyone()
+    return scores
+
+
+def _scores(
+    model: torch.nn.Module, training: Training, task: Task, features: Mapping[str, Features]
+) -> dict[str, dict[str, float]]:
+    """The scores of each split that is held back."""
     scores: dict[str, dict[str, float]] = {}
     for split in [name for name in ("validation", "test") if name in features]:
         predictions = predict(
@@ -159,24 +206,4 @@ def _leave_behind(
         if split == "validation":
             task.calibrate(predictions, features[split])
         scores[split] = task.score(predictions, features[split])
-    gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
-    if training.accelerator.is_main_process:
-        model = strategy.finish(model) if sharded else model
-        config = {
-            **task.saved_config(),
-            **saved_settings(training.recipe.task),
-            "hftransfer_max_length": training.recipe.data.max_length,
-        }
-        save_model(
-            model,
-            loaded.tokenizer,
-            run.model_folder,
-            checkpoint=loaded.checkpoint,
-            revision=loaded.revision,
-            config=config,
-        )
-        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
-        write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
-    training.accelerator.wait_for_everyone()
     return scores

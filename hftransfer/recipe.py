@@ -347,7 +347,9 @@ class Recipe(Section):
     cache: CacheSection = Field(default_factory=CacheSection, description="The feature cache.")
     output_dir: str | None = Field(None, description="Folder for the run; derived: runs/TASK-STRATEGY-TIME.")
     overwrite: bool = Field(False, description="Replace an earlier run in output_dir.")
-    resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
+    resume: Literal["auto", "never", "force"] = Field(
+        "never", description="auto: continue from the newest valid checkpoint; force: even if recipe or data changed."
+    )
     preflight: Literal["warn", "strict", "off"] = Field(
         "warn",
         description="Checks before the training: errors stop it; strict: warnings, too; off: nothing is checked.",

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from hftransfer.errors import RecipeError
+from hftransfer.locking import LOCK_FILE, FolderLock
 from hftransfer.recipe import Recipe
 from hftransfer.redaction import redact
 from hftransfer.safety.files import check_no_links, replacing
@@ -82,7 +83,7 @@ def check_output_folder(recipe: Recipe) -> None:
         if "\0" in str(folder):
             raise ValueError("a null character in its name")
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        used = folder.is_dir() and any(folder.iterdir())
+        used = folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
     except (OSError, ValueError) as error:
         raise RecipeError(f"no usable folder ({error})", where="output_dir", fix="choose another") from error
     if not there.is_dir():
@@ -95,9 +96,9 @@ def check_output_folder(recipe: Recipe) -> None:
         raise RecipeError(
             f"not writable ({error.strerror})", where=str(there), fix="choose another --output_dir"
         ) from None
-    if used and recipe.resume == "auto":
+    if used and recipe.resume != "never":
         check_no_links(folder)
-    if not used or recipe.resume == "auto":
+    if not used or recipe.resume != "never":
         return
     if not recipe.overwrite:
         raise RecipeError(
@@ -118,15 +119,23 @@ def check_output_folder(recipe: Recipe) -> None:
             raise RecipeError(f"{path} is in output_dir, which is overwritten", where=name, fix="choose another folder")
 
 
-def create_run(recipe: Recipe, writes: bool = True) -> Run:
-    """Make the run's folder and write the resolved recipe into it; only one process writes."""
+def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = None) -> Run:
+    """Make the run's folder, take its lock and write the resolved recipe into it; only one process writes.
+
+    Raises:
+        RecipeError: If another run has the folder by now.
+    """
     folder = Path(recipe.output_dir or "")
     if not writes:
         return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if recipe.overwrite and recipe.resume != "auto":
+    if lock is not None:
+        lock.acquire(folder)
+        # Another run may have come and gone since the folder was looked at first.
+        check_output_folder(recipe)
+    if recipe.overwrite and recipe.resume == "never":
         # Its contents alone: the folder may be a link or a mount.
-        for path in folder.iterdir():
+        for path in (path for path in folder.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     write_whole(folder / RECIPE_FILE, text)

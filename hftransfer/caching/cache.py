@@ -20,6 +20,7 @@ import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from hftransfer import interruption
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
 from hftransfer.caching.states import (
     CachedInputs,
@@ -228,6 +229,7 @@ class BoundaryCache:
         started, encoded = time.perf_counter(), 0
         if missing:
             encoded = self._encode(model, taps, spaces, store, found, features, hashes)
+            interruption.stop_if_any_requested(self.accelerator)
             self.accelerator.wait_for_everyone()
             shards = spaces[0].shards()
             found = {name: States(shards, hashes[name], width) for name in hashes}
@@ -301,6 +303,10 @@ class BoundaryCache:
             except OSError as error:
                 # A full or read-only disk: what is not stored is recomputed, and the run goes on.
                 self._trouble = f"{store.root}: {error.strerror or error}"
+            except interruption.Interrupted:
+                # Several processes end together, once all are through.
+                if world_size == 1:
+                    raise
         return encoded
 
     def _encode_rows(
@@ -330,6 +336,8 @@ class BoundaryCache:
             stack.enter_context(frozen_weights_cast(model, autocast_dtype(self.accelerator)))
             for positions in token_budget_batches(features.lengths_N[wanted], budget, budget):
                 batch = wanted[positions]
+                # What is cut short is not kept: in other batches its rows would get other last bits.
+                interruption.stop_if_requested()
                 found = self._capture(model, taps, features, batch)
                 for tap, writer, fits in zip(taps, writers, kept, strict=True):
                     chosen = [place for place, row in enumerate(batch.tolist()) if row in fits]

@@ -263,13 +263,15 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None and self._hashes:
-            self._seal()
-        else:
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None and self._hashes:
+                self._seal()
+        finally:
+            # Nothing is there after the rename; on a full disk flushing, closing and sealing may all fail.
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _seal(self) -> None:

@@ -18,6 +18,7 @@ from hftransfer.cli import cache, check, copy, evaluate, predict, recipes, run
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import RecipeError, UserError
+from hftransfer.interruption import EXIT_STATUS, Interrupted
 from hftransfer.recipe import NO_SECRETS
 from hftransfer.redaction import RedactedStream, holds_secret, redact
 
@@ -48,7 +49,7 @@ def build_app() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: run a verb and exit, with status 2 after a user error."""
+    """Entry point: run a verb and exit, with status 2 after a user error, 75 after a signal to a run."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
 
     def action() -> None:
@@ -89,9 +90,11 @@ def _guarded(action: Any) -> int:
         # The reader has left (`| head`). Python flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_LEFT
+    except Interrupted as error:
+        _tell(str(error))
+        return EXIT_STATUS
     except (UserError, CycloptsError, ValidationError) as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {one_line(error)}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
+        _tell(f"error: {one_line(error)}")
         return 2
     except Exception:
         sys.excepthook = _print_redacted
@@ -102,6 +105,12 @@ def _guarded(action: Any) -> int:
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of a defect of ours; the messages in it may hold what the user gave."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _tell(line: str) -> None:
+    """Write a line on the error stream, with the number of the process where there are several."""
+    rank = os.environ.get("RANK", "0")
+    print(line + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr)
 
 
 if __name__ == "__main__":

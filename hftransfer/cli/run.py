@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from hftransfer import interruption
 from hftransfer.cli.recipes import check_name, recipe_module
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
@@ -37,7 +38,9 @@ def run(
 
     check_name(name)
     check_inputs(recipe)
-    recipe_module(name).main(recipe, RecipeConfig.origins)
+    # From here on, so that a signal is heard while the libraries are loaded.
+    with interruption.watched():
+        recipe_module(name).main(recipe, RecipeConfig.origins)
 
 
 def run_file(main: Main, task: str) -> None:
@@ -67,7 +70,8 @@ def run_file(main: Main, task: str) -> None:
         from hftransfer.cli.inputs import check_inputs
 
         check_inputs(recipe, needs_data=False)
-        main(recipe, RecipeConfig.origins)
+        with interruption.watched():
+            main(recipe, RecipeConfig.origins)
 
     def action() -> None:
         check_arguments(sys.argv[1:])

@@ -46,24 +46,39 @@ def save_model(
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(model, tokenizer, temporary, checkpoint, revision, config)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        # Nothing is there after the rename.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    checkpoint: str,
+    revision: str | None,
+    config: Mapping[str, Any],
+) -> None:
     peft_model: Any = model if hasattr(model, "get_base_model") else None
     inner: Any = peft_model.get_base_model() if peft_model is not None else model
     for name, value in config.items():
         setattr(inner.config, name, value)
     if peft_model is None:
-        inner.save_pretrained(temporary)
+        inner.save_pretrained(folder)
     else:
-        inner.save_pretrained(temporary, state_dict=plain_state(inner))
+        inner.save_pretrained(folder, state_dict=plain_state(inner))
         for adapter in peft_model.peft_config.values():
             adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
         # The embeddings are the backbone's own; left to decide, PEFT would look for the checkpoint on the Hub.
-        peft_model.save_pretrained(temporary, save_embedding_layers=False)
-        _name_magnitudes(temporary / "adapter_model.safetensors")
+        peft_model.save_pretrained(folder, save_embedding_layers=False)
+        _name_magnitudes(folder / "adapter_model.safetensors")
         # PEFT writes a card without content; the run writes its own.
-        (temporary / "README.md").unlink(missing_ok=True)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+        (folder / "README.md").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

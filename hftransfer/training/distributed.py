@@ -75,7 +75,7 @@ def _check_deepspeed(accelerator: Accelerator, recipe: Recipe, num_stages: int) 
     refused = {
         "gradient_accumulation_steps": recipe.optim.gradient_accumulation_steps > 1,
         "checkpoint_every": recipe.checkpoint_every is not None,
-        "resume": recipe.resume == "auto",
+        "resume": recipe.resume != "never",
         "load_best": bool(recipe.evaluation.load_best) and accelerator.state.deepspeed_plugin.zero_stage == 3,
     }
     fixes = {"gradient_accumulation_steps": "1", "checkpoint_every": "nothing", "resume": "never", "load_best": "false"}
@@ -165,6 +165,13 @@ def restore(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         _local(parameters[name]).copy_(value)
+
+
+def live_weights(model: nn.Module, names: Collection[str]) -> Weights:
+    """The named parameters as they are, sharing memory; of a sharded model, put together on the CPU (collective)."""
+    parameters = dict(model.named_parameters())
+    values = {name: own_values(parameters[name]) for name in names}
+    return {name: whole_tensor(value) if isinstance(value, DTensor) else value for name, value in values.items()}
 
 
 def whole_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, keep: bool) -> Weights:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hftransfer import interruption
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.errors import DataError
@@ -23,6 +24,9 @@ from hftransfer.training.distributed import is_sharded, release, same_passes
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
+# Several processes agree on whether to end once in so many passes.
+AGREE_EVERY = 8
 
 Piece: TypeAlias = tuple[NDArray[np.int64], Any]
 """Rows, and what was predicted for them: an array (B, P) or a list of B arrays."""
@@ -50,6 +54,7 @@ def predict(
 
     Raises:
         DataError: If there are no rows.
+        Interrupted: If the run was asked to end.
     """
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     batches = token_budget_batches(inputs.lengths_N, pass_tokens(next(model.parameters()).device.type), max_examples)
@@ -58,7 +63,7 @@ def predict(
     was_training = model.training
     model.eval()
     with head_token_only(model):
-        pieces = _run(model, task, inputs, batches, same_passes(len(batches), rank, world_size))
+        pieces = _run(model, task, inputs, batches, same_passes(len(batches), rank, world_size), accelerator)
     release(model)
     model.train(was_training)
     if world_size > 1:
@@ -74,13 +79,17 @@ def _run(
     inputs: Inputs,
     batches: list[NDArray[np.int64]],
     passes: Sequence[tuple[int, bool]],
+    accelerator: Accelerator | None,
 ) -> list[Piece]:
     """The predictions of one process, on the CPU."""
     device = next(model.parameters()).device
     found: list[Piece] = []
+    world_size = 1 if accelerator is None else accelerator.num_processes
     # Weights that were gathered in inference mode could not be trained afterwards.
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():
-        for position, counts in passes:
+        for turn, (position, counts) in enumerate(passes):
+            if world_size == 1 or turn % AGREE_EVERY == 0:
+                interruption.stop_if_any_requested(accelerator)
             rows = batches[position]
             batch = {name: tensor.to(device) for name, tensor in inputs.collate(rows).items()}
             predicted = task.predictions(partial(inputs.run, model), batch)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from hftransfer import interruption
 from hftransfer.caching.cache import BoundaryCache, StageInputs
-from hftransfer.errors import TrainingError
+from hftransfer.interruption import Interrupted
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
@@ -20,13 +22,15 @@ from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import greater_is_better
-from hftransfer.training import distributed, summary
-from hftransfer.training.distributed import copy_weights, restore, whole_weights
+from hftransfer.training import distributed, memory, summary
+from hftransfer.training.distributed import copy_weights, restore
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
+from hftransfer.training.memory import OutOfMemory
+from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
-from hftransfer.training.state import Progress, TrainingState
-from hftransfer.training.steps import EpochBatches, training_step
+from hftransfer.training.state import Progress
+from hftransfer.training.steps import EpochBatches, NotFinite, StepResult, training_step
 from hftransfer.training.streaming import ChunkedBatches, Chunks
 from hftransfer.training.trackers import RunLog
 
@@ -47,7 +51,6 @@ class StageRun:
     peak_rates: list[float]
     inputs: StageInputs
     log: RunLog
-    started: float
 
 
 @dataclass
@@ -64,7 +67,9 @@ class Training:
     validation: Features
     chunks: Chunks | None = None
     """Training rows that are streamed; `train` then holds the first of them."""
-    _best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    final: dict[str, torch.Tensor] = field(default_factory=dict)
+    _facts_before: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -72,40 +77,41 @@ class Training:
         assert self.recipe.output_dir is not None
         assert self.recipe.evaluation.metric is not None
         self.folder, self.metric = Path(self.recipe.output_dir), self.recipe.evaluation.metric
-        world_size = self.accelerator.num_processes
-        global_batch = optim.per_device_train_batch_size * optim.gradient_accumulation_steps * world_size
+        self.plan = self.strategy.stages(self.anatomy)
+        self.learned_names = self._names_that_learn()
+        learned = distributed.live_weights(self.model, self.learned_names)
+        self.trained_count = sum(weight.numel() for weight in learned.values())
+        self.saving = Saving(self)
+        self.batching = self.saving.batching()
         self.batches = (
-            EpochBatches(self.train.lengths_N, global_batch, self.recipe.seed)
+            EpochBatches(self.train.lengths_N, self.batching.global_batch, self.recipe.seed)
             if self.chunks is None
-            else ChunkedBatches(self.chunks, global_batch, self.recipe.seed)
+            else ChunkedBatches(self.chunks, self.batching.global_batch, self.recipe.seed)
         )
         assert optim.num_train_epochs is not None
         self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs
-        self.stages = split_steps(self.strategy.stages(self.anatomy), self.total_steps)
-        self.groups = self._groups_of_stages()
-        self.learned_names = tuple(dict.fromkeys(name for _, names in self.groups for name in names))
-        learned = set(self.learned_names)
-        self.trained_count = sum(p.numel() for name, p in self.model.named_parameters() if name in learned)
-        splits = (self.train, self.validation)
+        self.stages = split_steps(self.plan, self.total_steps)
+        self.groups = [self._groups_of_stage(current) for current in self.stages]
         distributed.check_support(self.accelerator, self.recipe, len(self.stages))
+        self.saving.check_room()
         held = {"validation": self.validation} | ({"train": self.train} if self.chunks is None else {})
         self.cache = BoundaryCache(self.recipe, self.task, self.accelerator, held, self.chunks)
-        self.cache_facts: dict[str, float] = {}
         self.engine_weights: dict[str, torch.Tensor] = {}
-        rest = "" if self.chunks is None else self.chunks.stream.digest
-        self.state = TrainingState(self.folder / "checkpoints", self.recipe, splits, self.accelerator, rest)
+        self._stepped = False
 
-    def _groups_of_stages(self) -> list[tuple[list[dict[str, Any]], list[str]]]:
-        """The optimizer groups and the names of what learns in every stage.
+    def _names_that_learn(self) -> tuple[str, ...]:
+        """The names of what learns in any stage: a best model from an early one must restore what learned later."""
+        names: dict[str, None] = {}
+        for stage in self.plan:
+            self.strategy.enter_stage(self.model, stage)
+            names |= dict.fromkeys(name for name, weight in self.model.named_parameters() if weight.requires_grad)
+        return tuple(names)
 
-        A best model from an early stage must restore what learned later, so the names of all stages are needed at once.
-        """
-        found = []
-        for current in self.stages:
-            self.strategy.enter_stage(self.model, current.stage)
-            names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-            found.append((self._param_groups(current), names))
-        return found
+    def _groups_of_stage(self, current: StageSteps) -> tuple[list[dict[str, Any]], list[str]]:
+        """The optimizer groups and the names of what learns in a stage."""
+        self.strategy.enter_stage(self.model, current.stage)
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return self._param_groups(current), names
 
     def describe(self) -> Table:
         """What learns in each stage, as a table."""
@@ -125,60 +131,66 @@ class Training:
             "processes": self.accelerator.num_processes,
             "mixed_precision": str(self.accelerator.mixed_precision),
             "parameters": sum(sizes.values()),
-            **self.cache_facts,
+            "rows_at_once": self.batching.micro_batch,
+            **self.progress.cache_facts,
         }
 
     def run(self) -> Progress:
         """Train to the end and leave the best weights in the model.
 
         Raises:
-            TrainingError: If the loss is no longer a finite number.
+            Interrupted: If a signal asked the run to end; its state is saved.
+            TrainingError: If loss or gradient is no finite number any more, or memory or disk is used up.
         """
-        with RunLog(self.accelerator, self.recipe, self.folder, self.total_steps) as log:
-            if self.recipe.resume == "auto":
-                self._resume(log)
-            started = time.perf_counter() - self.progress.seconds
-            for stage_steps in self.stages:
-                if self.progress.step < stage_steps.end and not self.progress.stopped:
-                    self._run_stage(stage_steps, log, started)
-            self.progress.seconds = time.perf_counter() - started
+        with RunLog(self.accelerator, self.recipe, self.folder, self.total_steps) as log, interruption.held():
+            try:
+                self.saving.started = time.perf_counter()
+                if self.recipe.resume != "never":
+                    self.saving.resume(log)
+                for stage_steps in self.stages:
+                    due = self.progress.evaluation_due and self.progress.step == stage_steps.end
+                    if not self.progress.stopped and (self.progress.step < stage_steps.end or due):
+                        self._run_stage(stage_steps, log)
+                self.progress.seconds = time.perf_counter() - self.saving.started
+                self.saving.state.flush()
+            finally:
+                self.saving.state.close()
         if self.recipe.evaluation.load_best:
-            restore(self.model, self._best)
+            restore(self.model, self.best)
+        self.final = self.best or copy_weights(self.model, self.learned_names)
         return self.progress
 
-    def _resume(self, log: RunLog) -> None:
-        """Continue from the newest valid checkpoint, if there is one."""
-        found = self.state.load()
-        if found is None:
-            log.say("no checkpoint to resume from: starting at step 0")
-            return
-        self.progress, weights, self._best = found
-        restore(self.model, weights)
-        log.rewind(self.progress.step)
-        log.say(f"resumed at step {self.progress.step}")
-
-    def _run_stage(self, current: StageSteps, log: RunLog, started: float) -> None:
+    def _run_stage(self, current: StageSteps, log: RunLog) -> None:
         """Freeze, build optimizer and wrapper anew, and run the stage's steps.
 
         An optimizer that was built before a block thawed would not train it.
         """
+        self._facts_before = dict(self.progress.cache_facts)
         self.strategy.enter_stage(self.model, current.stage)
         optimizer = self.build_optimizer(current)
         peak_rates = [group["lr"] for group in optimizer.param_groups]
         was_sharded = distributed.is_sharded(self.model)
         model, optimizer = distributed.prepare(self.accelerator, self.recipe, self.model, optimizer)
         if distributed.is_sharded(self.model) and not was_sharded:
-            self._best = distributed.own_shards(self.model, self._best)
-        if current.start < self.progress.step:
-            self.state.load_optimizer(optimizer)
+            self.best = distributed.own_shards(self.model, self.best)
+        if current.start < self.progress.step and (trouble := self.saving.state.load_optimizer(optimizer)):
+            log.event(self.progress.step, trouble)
+        if self.recipe.checkpoint_every is not None and not distributed.is_sharded(self.model):
+            self.saving.state.prepare(distributed.live_weights(self.model, self.learned_names), optimizer)
         fast = fast_training(self.model, self.accelerator.device.type, compiled=self.recipe.optim.torch_compile)
-        cached = self.cache.stage(self.model, *self._frozen_ahead(current))
-        with fast as speed_note, head_token_only(self.model), cached as inputs:
-            for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
-                log.say(note)
-            with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
-                self._run_steps(StageRun(current, model, optimizer, peak_rates, inputs, log, started))
-            self._count(inputs)
+        try:
+            cached = self.cache.stage(self.model, *self._frozen_ahead(current))
+            with fast as speed_note, head_token_only(self.model), cached as inputs:
+                for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
+                    log.say(note)
+                now = StageRun(current, model, optimizer, peak_rates, inputs, log)
+                try:
+                    with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
+                        self._run_steps(now)
+                finally:
+                    self.progress.cache_facts = self._facts_with(inputs)
+        except (Interrupted, NotFinite, OutOfMemory) as reason:
+            raise self.saving.ending(reason, current.stage.name, optimizer, log) from None
         self.engine_weights = distributed.engine_weights(self.accelerator, model)
         # A compiled wrapper that stayed would rename all parameters.
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -192,34 +204,46 @@ class Training:
         steps = sum(later.steps for later in ahead if later.stage.boundary > 1)
         return [later.stage.boundary for later in ahead], steps / self.batches.per_epoch
 
-    def _count(self, inputs: StageInputs) -> None:
-        """Add what the cache did in a stage to the run's facts."""
-        for name, value in inputs.facts().items():
-            self.cache_facts[name] = round(self.cache_facts.get(name, 0) + value, 3)
+    def _facts_with(self, inputs: StageInputs) -> dict[str, float]:
+        """The facts of earlier stages with what the cache has done in this one."""
+        before = self._facts_before
+        return {name: round(before.get(name, 0) + value, 3) for name, value in inputs.facts().items()}
 
     def _run_steps(self, now: StageRun) -> None:
         """The optimizer steps of a stage, from where the training stands."""
         current = now.current
         now.model.train()
+        if self.progress.evaluation_due:
+            self._evaluate(now)
         for step in range(max(current.start, self.progress.step), current.end):
+            if self.progress.stopped:
+                break
             factor = self._rate_factor(current, step)
             for group, peak in zip(now.optimizer.param_groups, now.peak_rates, strict=True):
                 group["lr"] = peak * factor
-            loss = training_step(
-                self.accelerator,
-                now.model,
-                now.optimizer,
-                self.task,
-                now.inputs.splits["train"],
-                self.batches[step],
-                self.recipe.optim,
-                seed=self.recipe.seed,
-                step=step,
-            )
+            result = self._step(now, step)
             self.progress.step = step + 1
-            self._after_step(loss, max(now.peak_rates) * factor, now)
-            if self.progress.stopped:
-                break
+            self._after_step(result, max(now.peak_rates) * factor, now)
+
+    def _step(self, now: StageRun, step: int) -> StepResult:
+        """One step; the first one of a process with as many rows at once as fit into memory."""
+        rows, inputs = self.batches[step], now.inputs.splits["train"]
+        while True:
+            size = self.batching.micro_batch
+            optim = self.recipe.optim.model_copy(update={"per_device_train_batch_size": size})
+            seed = self.recipe.seed
+            arguments = (self.accelerator, now.model, now.optimizer, self.task, inputs, rows, optim)
+            fits = self._stepped or memory.all_fit(self.accelerator, now.model, self.task, inputs, rows, size, seed)
+            result = memory.attempt(partial(training_step, *arguments, seed=seed, step=step)) if fits else None
+            if result is not None:
+                self._stepped = True
+                return result
+            # Of several processes that failed in a step, none knows where the others are.
+            if self._stepped or size == 1 or (fits and self.accelerator.num_processes > 1):
+                raise OutOfMemory
+            now.optimizer.zero_grad()
+            self.batching = replace(self.batching, micro_batch=size // 2)
+            now.log.event(step, f"out of memory: {size} -> {size // 2} rows at once, {len(rows)} per step as before")
 
     def _param_groups(self, current: StageSteps) -> list[dict[str, Any]]:
         """The optimizer groups of what learns in the stage that the model has entered."""
@@ -244,32 +268,21 @@ class Training:
         optim = self.recipe.optim
         return rate_factor(optim.lr_scheduler_type, step - current.start, current.steps, optim.warmup_ratio or 0.0)
 
-    def _after_step(self, loss: torch.Tensor, rate: float, now: StageRun) -> None:
+    def _after_step(self, result: StepResult, rate: float, now: StageRun) -> None:
         """Log, evaluate and save when it is time."""
-        stage_name = now.current.stage.name
         step = self.progress.step
-        checkpoint_every = self.recipe.checkpoint_every
-        saves = checkpoint_every is not None and step % checkpoint_every == 0 and step < self.total_steps
-        now.log.add_loss(loss)
-        # Reading the loss waits for the GPU; on CPU it is free. A diverged state must not replace a good checkpoint.
-        if saves or step % LOG_EVERY == 0 or step == self.total_steps or self.accelerator.device.type == "cpu":
-            value = float(self.accelerator.reduce(loss, "sum")) if self.accelerator.num_processes > 1 else float(loss)
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {step} (rate {rate:.2e}, stage {stage_name!r})",
-                    where=str(self.folder),
-                    fix="lower --optim.learning_rate or train in fp32 with --mixed_precision no",
-                )
-        now.log.step(step, step / self.batches.per_epoch, rate, stage_name, due=step % LOG_EVERY == 0)
+        now.log.add_loss(result.loss)
+        now.log.step(step, step / self.batches.per_epoch, rate, now.current.stage.name, due=step % LOG_EVERY == 0)
         every = self.recipe.evaluation.every or self.batches.per_epoch
-        if step % every == 0 or step == self.total_steps:
+        self.progress.evaluation_due = step % every == 0 or step == self.total_steps
+        if result.stop:
+            raise Interrupted
+        if self.progress.evaluation_due:
             self._evaluate(now)
-        if saves:
-            self.progress.seconds = time.perf_counter() - now.started
-            keep = self.accelerator.is_main_process
-            current = copy_weights(self.model, self.learned_names)
-            weights, best = (whole_weights(self.model, part, keep=keep) for part in (current, self._best))
-            self.state.save(self.progress, weights, best, now.optimizer)
+        checkpoint_every = self.recipe.checkpoint_every
+        if checkpoint_every is not None and step % checkpoint_every == 0 and step < self.total_steps:
+            self.progress.cache_facts = self._facts_with(now.inputs)
+            self.saving.save(now.current.stage.name, now.optimizer, now.log)
 
     def _evaluate(self, now: StageRun) -> None:
         """Score the validation data, keep the best weights, count patience."""
@@ -291,10 +304,11 @@ class Training:
             self.progress.best_score, self.progress.best_step = value, self.progress.step
             self.progress.best_scores, self.progress.evaluations_without_gain = scores, 0
             if self.recipe.evaluation.load_best:
-                self._best = copy_weights(self.model, self.learned_names)
+                self.best = copy_weights(self.model, self.learned_names)
         else:
             self.progress.evaluations_without_gain += 1
         now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
+        self.progress.evaluation_due = False
         patience = self.recipe.evaluation.early_stopping_patience
         self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
 

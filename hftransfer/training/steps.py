@@ -7,21 +7,52 @@ to repeat it.
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hftransfer import interruption
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import micro_batches, rank_slice, training_batches
 from hftransfer.tasks.base import Task
+from hftransfer.training.distributed import whole_tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
     from hftransfer.recipe import OptimSection
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells all processes alike.
+
+    Attributes:
+        loss: The global batch's mean loss, before the update.
+        stop: Whether one of the processes was asked to end.
+    """
+
+    loss: float
+    stop: bool
+
+
+class NotFinite(ArithmeticError):
+    """Loss or gradient is infinite or no number; the weights are those before the step.
+
+    Attributes:
+        what: Which of them, and its value.
+        rows: The rows in question, in order: of the micro-batches with such a loss, or of the whole global batch.
+    """
+
+    def __init__(self, what: str, rows: list[int]) -> None:
+        super().__init__(what)
+        self.what, self.rows = what, rows
 
 
 class EpochBatches:
@@ -31,6 +62,10 @@ class EpochBatches:
         self.lengths_N, self.global_batch_size, self.seed = lengths_N, global_batch_size, seed
         self.per_epoch = -(-len(lengths_N) // global_batch_size)
         self._epoch, self._batches = -1, [np.empty(0, np.int64)]
+
+    def first_row(self, step: int) -> int:
+        """The row of all data that is row 0 of the features: they hold all."""
+        return 0
 
     def __getitem__(self, step: int) -> NDArray[np.int64]:
         """The rows of the global batch of this step."""
@@ -59,7 +94,7 @@ def training_step(
     *,
     seed: int,
     step: int,
-) -> torch.Tensor:
+) -> StepResult:
     """Forward, backward and update on one global batch.
 
     Args:
@@ -74,7 +109,10 @@ def training_step(
         step: The global step.
 
     Returns:
-        This rank's part of the global batch's mean loss, detached; the sum over ranks is the loss.
+        Loss and stop, the same on every rank.
+
+    Raises:
+        NotFinite: Before the update, on every rank.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     # What a task draws at random is the same for a row however the batch is shared out.
@@ -83,7 +121,7 @@ def training_step(
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
-    total = torch.zeros((), device=accelerator.device)
+    losses = []
     for micro_step in range(num_micro_steps):
         # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
         idle = micro_step >= len(pieces)
@@ -95,9 +133,51 @@ def training_step(
             loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
             # DDP averages gradients over ranks; the loss is a sum over them.
             accelerator.backward(loss * world_size)
-        total += loss.detach()
-    if optim.max_grad_norm > 0:
-        accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+        losses.append(loss.detach())
+    # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
+    norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
+    result, norm_value = _agree(accelerator, losses, norm)
+    if not (math.isfinite(result.loss) and math.isfinite(norm_value)):
+        optimizer.zero_grad()
+        raise _not_finite(accelerator, result.loss, losses, pieces, rows)
     optimizer.step()
     optimizer.zero_grad()
-    return total
+    return result
+
+
+def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, float]:
+    """Loss, norm of the gradient and whether to stop, the same on all ranks: one reduction, and one wait for a GPU.
+
+    The wait comes before the update, so that a gradient that is no number never reaches the weights.
+    """
+    total = torch.zeros((), device=accelerator.device)
+    for loss in losses:
+        total += loss
+    # A loss scaler meets infinite gradients and skips their steps; DeepSpeed has no norm before its first step.
+    unknown = norm is None or accelerator.scaler is not None
+    known = torch.zeros(()) if unknown else whole_tensor(torch.as_tensor(norm))
+    asked = torch.tensor(float(interruption.requested()))
+    values = torch.stack([total, *(value.to(total) for value in (known, asked))])
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values, "sum")
+    loss, norm_value, stop = values.tolist()
+    return StepResult(loss, stop > 0), norm_value
+
+
+def _not_finite(
+    accelerator: Accelerator,
+    loss: float,
+    losses: Sequence[torch.Tensor],
+    pieces: Sequence[NDArray[np.int64]],
+    rows: NDArray[np.int64],
+) -> NotFinite:
+    """What went wrong with which rows, the same on all ranks."""
+    if math.isfinite(loss):
+        return NotFinite("the gradient is not finite", sorted(rows.tolist()))
+    # A rank may have had more micro-steps than pieces: those that it ran for nothing count nothing.
+    bad = [row for value, piece in zip(losses, pieces, strict=False) if not value.isfinite() for row in piece.tolist()]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        bad = gather_object(bad)
+    return NotFinite(f"the loss is {loss}", sorted(bad or rows.tolist()))

@@ -30,6 +30,7 @@ class Chunks:
         number: Which chunk is open, -1 before the first.
         features: Its rows.
         truncated_rows: How many rows lost tokens to max_length, of all chunks that were open so far.
+        counted: How many chunks that were.
     """
 
     def __init__(self, stream: Stream, encode: Callable[[Dataset], Features], rows: int) -> None:
@@ -37,7 +38,7 @@ class Chunks:
         self.number, self.truncated_rows = -1, 0
         self.features: Features
         self._reading: Iterator[Dataset] = iter(())
-        self._next, self._counted = -1, 0
+        self._next, self.counted = -1, 0
 
     @property
     def num_rows(self) -> int:
@@ -59,8 +60,8 @@ class Chunks:
                 where="data.streaming",
                 fix="set it to false",
             )
-        if number >= self._counted:
-            self._counted = number + 1
+        if number >= self.counted:
+            self.counted = number + 1
             self.truncated_rows += self.features.truncated_rows
 
 
@@ -78,6 +79,10 @@ class ChunkedBatches:
         chunks.rows = self.per_chunk * global_batch_size
         self.per_epoch = -(-chunks.num_rows // global_batch_size)
         self._known, self._batches = (-1, -1), [np.empty(0, np.int64)]
+
+    def first_row(self, step: int) -> int:
+        """The row of all data that is row 0 of the chunk which is open at this step."""
+        return (step % self.per_epoch) // self.per_chunk * self.chunks.rows
 
     def __getitem__(self, step: int) -> NDArray[np.int64]:
         """The rows, within the chunk that is then open, of the global batch of this step."""

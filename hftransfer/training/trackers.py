@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm.auto import tqdm
 
 from hftransfer.recipe import Recipe
@@ -28,8 +27,8 @@ class RunLog:
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path, total_steps: int) -> None:
         self.accelerator, self.recipe, self.path, self.total_steps = accelerator, recipe, folder / LOG_FILE, total_steps
-        self._loss_sum: torch.Tensor | None = None
-        self._loss_count = 0
+        # Of the steps since the last record.
+        self.loss_sum, self.loss_count = 0.0, 0
 
     def __enter__(self) -> RunLog:
         self.bar: Any = tqdm(
@@ -67,22 +66,18 @@ class RunLog:
         with replacing(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Add this rank's part of a step's loss to the running mean."""
-        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
-        self._loss_count += 1
+    def add_loss(self, loss: float) -> None:
+        """Add a step's loss to the running mean."""
+        self.loss_sum += loss
+        self.loss_count += 1
 
     def step(self, step: int, epoch: float, rate: float, stage: str, *, due: bool) -> None:
         """Advance the bar; when due, write the mean loss since the last time."""
         self.bar.update(step - self.bar.n)
         if not due and step != self.total_steps:
             return
-        assert self._loss_sum is not None
-        total = self._loss_sum
-        if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(total, "sum")
-        loss = float(total) / self._loss_count
-        self._loss_sum, self._loss_count = None, 0
+        loss = self.loss_sum / self.loss_count
+        self.loss_sum, self.loss_count = 0.0, 0
         self.bar.set_postfix({"stage": stage, "loss": f"{loss:.4f}", "rate": f"{rate:.1e}"}, refresh=False)
         self._write({"step": step, "epoch": round(epoch, 4), "stage": stage, "loss": loss, "learning_rate": rate})
 
@@ -94,6 +89,11 @@ class RunLog:
             {"step": step, "epoch": round(epoch, 4), **{f"validation_{name}": value for name, value in scores.items()}}
         )
 
+    def event(self, step: int, what: str, **facts: Any) -> None:
+        """Record and say something that is no measurement."""
+        self.say(what)
+        self._write({"step": step, "event": what, **facts})
+
     def _write(self, record: dict[str, Any]) -> None:
         """Append to log.jsonl and pass on to the trackers. JSON has no NaN: an undefined score becomes null."""
         if self.accelerator.is_main_process:
@@ -104,7 +104,7 @@ class RunLog:
                 }
                 file.write(redact(json.dumps({**finite, "time": round(time.time(), 3)})) + "\n")
         if self.recipe.trackers:
-            numbers = {name: value for name, value in record.items() if not isinstance(value, str)}
+            numbers = {name: value for name, value in record.items() if not isinstance(value, str | list)}
             self.accelerator.log(numbers, step=record["step"])
 
 

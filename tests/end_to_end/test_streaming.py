@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hftransfer.data import streaming
+from hftransfer.errors import TrainingError
 from hftransfer.finetuning import finetune
 from hftransfer.recipe import Recipe
 from hftransfer.training import loop
@@ -174,7 +175,7 @@ def test_other_data_do_not_resume(base, tmp_path, monkeypatch):
                 with pytest.raises(Killed):
                     train(folder, tmp_path / "run", checkpoint_every=7, resume="auto")
             else:
-                with pytest.raises(loop.TrainingError, match="another data"):
+                with pytest.raises(TrainingError, match="the data: other contents"):
                     train(folder, tmp_path / "run", checkpoint_every=7, resume="auto")
 
 

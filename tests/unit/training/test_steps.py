@@ -51,8 +51,8 @@ def run_step(task, rows, micro_batch, max_grad_norm=0.0):
     recorder = Recorder(model)
     optim = OptimSection(per_device_train_batch_size=micro_batch, max_grad_norm=max_grad_norm)
     accelerator, inputs = Accelerator(cpu=True, mixed_precision="no"), PlainInputs(task, features)
-    loss = training_step(accelerator, model, recorder, task, inputs, rows, optim, seed=1, step=0)
-    return float(loss), recorder.gradients
+    result = training_step(accelerator, model, recorder, task, inputs, rows, optim, seed=1, step=0)
+    return result.loss, recorder.gradients
 
 
 @pytest.mark.parametrize("settings", [{}, {"class_weights": "balanced", "label_smoothing": 0.1}])

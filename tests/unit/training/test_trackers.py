@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from hftransfer.recipe import Recipe
 from hftransfer.training.trackers import RunLog
@@ -29,7 +28,7 @@ def records(folder):
 def test_a_record_is_the_mean_since_the_last_and_the_last_step_is_written(tmp_path):
     with a_log(tmp_path) as log:
         for step in range(1, 6):
-            log.add_loss(torch.tensor(float(step)))
+            log.add_loss(float(step))
             log.step(step, step / 5, 0.1, "all", due=step % 2 == 0)
     assert [(record["step"], record["loss"]) for record in records(tmp_path)] == [(2, 1.5), (4, 3.5), (5, 5.0)]
 
@@ -68,7 +67,7 @@ def test_trackers_get_plain_values_and_are_closed_after_an_error(tmp_path):
 
     def fail():
         with a_log(tmp_path, accelerator, trackers=["tensorboard"]) as log:
-            log.add_loss(torch.tensor(1.0))
+            log.add_loss(1.0)
             log.step(5, 1.0, 0.1, "all", due=True)
             raise RuntimeError("stop")
 
