@@ -50,3 +50,7 @@ class StrategyError(UserError):
 
 class TrainingError(UserError):
     """A training that cannot start or go on."""
+
+
+class HubError(UserError):
+    """A model that cannot be pushed, pulled or verified."""

@@ -11,13 +11,21 @@ import torch
 
 from hftransfer.caching.states import PlainInputs
 from hftransfer.models.load import LoadedModel
-from hftransfer.models.save import save_model
 from hftransfer.recipe import Recipe
-from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
+from hftransfer.run import (
+    METRICS_FILE,
+    Run,
+    check_output_folder,
+    check_push,
+    create_run,
+    hub_name,
+    plain_numbers,
+    write_whole,
+)
 from hftransfer.strategies import Strategy, build_strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.registry import build_task, saved_settings
-from hftransfer.training import prepare, summary
+from hftransfer.tasks.registry import build_task
+from hftransfer.training import facts, prepare, summary
 from hftransfer.training.defaults import resolve
 from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
@@ -54,6 +62,7 @@ def finetune(
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
     check_output_folder(recipe)
+    check_push(recipe, accelerator.is_main_process)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
     task = build_task(recipe.task, recipe.data, splits.train)
@@ -83,6 +92,8 @@ def finetune(
     scores = _leave_behind(run, training, strategy, task, loaded, features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
+    if recipe.push_to_hub and accelerator.is_main_process:
+        say(f"Pushed: {run.push_to_hub(hub_name(recipe), private=recipe.hub_private_repo)}")
     return run
 
 
@@ -109,21 +120,16 @@ def _leave_behind(
     gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
     if training.accelerator.is_main_process:
         model = strategy.finish(model) if sharded else model
-        config = {
-            **task.saved_config(),
-            **saved_settings(training.recipe.task),
-            "hftransfer_max_length": training.recipe.data.max_length,
+        weights = facts.save_trained(model, task, loaded, training.recipe, run.model_folder)
+        written: dict[str, Any] = {
+            **scores,
+            "training": {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)},
+            "truncation": prepare.truncation_facts(features),
+            "data": facts.data_facts(task, features),
+            "environment": facts.environment_facts(training.accelerator),
+            "weights": weights,
         }
-        save_model(
-            model,
-            loaded.tokenizer,
-            run.model_folder,
-            checkpoint=loaded.checkpoint,
-            revision=loaded.revision,
-            config=config,
-        )
-        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
         write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
+        run.write_card()
     training.accelerator.wait_for_everyone()
     return scores

@@ -340,6 +340,11 @@ class Recipe(Section):
     resume: Literal["auto", "never"] = Field("never", description="auto: continue from the newest valid checkpoint.")
     checkpoint_every: PositiveInt | None = Field(None, description="Save the training state every N optimizer steps.")
     keep_checkpoints: PositiveInt = Field(1, description="How many training states to keep.")
+    push_to_hub: bool = Field(False, description="Publish the model at the end, once it has been verified.")
+    hub_model_id: str | None = Field(
+        None, description="Repository to push to, such as me/my-model; the name of output_dir when absent."
+    )
+    hub_private_repo: bool = Field(True, description="Whether the pushed repository is private.")
     trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
     seed: int = Field(13, ge=0, description="Seed of the head, the order of examples and dropout.")
 

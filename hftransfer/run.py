@@ -6,15 +6,21 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hftransfer.errors import RecipeError
+from hftransfer.errors import HubError, RecipeError
 from hftransfer.recipe import Recipe
 
+if TYPE_CHECKING:
+    from hftransfer.report.model_card import CardFacts
+
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
+CARD_FILE = "README.md"
 
 
 class Run:
@@ -54,6 +60,79 @@ class Run:
         """The records of the training log."""
         lines = (self.folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        merge: bool = False,
+        license: str | None = None,
+        language: Sequence[str] = (),
+    ) -> str:
+        """Publish the model with its card, scores and recipe in one commit, once it has been verified (docs/hub.md).
+
+        Args:
+            repo: "user/name", or "name" for a repository of whoever is logged in.
+            private: Whether the repository is private.
+            merge: Publish a plain model, with the adapter folded into the weights.
+            license: For the card, such as "apache-2.0"; else that of the base checkpoint's card, where it is known.
+            language: Language codes for the card, such as ["en"].
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: If there is a secret in the files, the saved model is not the one that was trained, or the Hub
+                refuses; the Hub is then as it was.
+        """
+        from hftransfer import hub
+        from hftransfer.report.model_card import check_weights, render_card
+
+        for path in (self.folder / RECIPE_FILE, self.folder / METRICS_FILE, self.model_folder / "config.json"):
+            if not path.is_file():
+                raise HubError("no such file, so this is no finished run", where=str(path), fix="give a run's folder")
+        check_weights(self.metrics, self.model_folder)
+        facts = self._card_facts(license=license, language=language)
+        return hub.push(
+            self.model_folder,
+            repo,
+            card=lambda name, merged: render_card(
+                replace(facts, merged=merged, is_adapter=facts.is_adapter and not merged), name, on_hub=True
+            ),
+            files={
+                METRICS_FILE: (self.folder / METRICS_FILE).read_text(encoding="utf-8"),
+                RECIPE_FILE: _yaml(_published(facts.recipe)),
+            },
+            private=private,
+            merge=merge,
+        )
+
+    def write_card(self) -> None:
+        """Write README.md of the model folder."""
+        from hftransfer.report.model_card import render_card
+
+        text = render_card(self._card_facts(), str(self.model_folder), on_hub=False)
+        write_whole(self.model_folder / CARD_FILE, text)
+
+    def _card_facts(self, **said: Any) -> CardFacts:
+        from hftransfer.report.model_card import CardFacts
+
+        return CardFacts(
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            metrics=self.metrics,
+            config=json.loads((self.model_folder / "config.json").read_text(encoding="utf-8")),
+            log=self.log,
+            is_adapter=(self.model_folder / "adapter_config.json").is_file(),
+            **said,
+        )
+
+
+def _published(values: Any) -> Any:
+    """A recipe's settings, with the names alone of files and folders of this machine."""
+    if isinstance(values, dict):
+        return {name: _published(value) for name, value in values.items()}
+    return Path(values).name if isinstance(values, str) and os.path.isabs(values) else values
 
 
 def check_output_folder(recipe: Recipe) -> None:
@@ -95,6 +174,27 @@ def check_output_folder(recipe: Recipe) -> None:
             raise RecipeError(f"{path} is in output_dir, which is overwritten", where=name, fix="choose another folder")
 
 
+def hub_name(recipe: Recipe) -> str:
+    """The repository that a recipe pushes to."""
+    return recipe.hub_model_id or Path(recipe.output_dir or "").name
+
+
+def check_push(recipe: Recipe, asks: bool = True) -> None:
+    """Before anything heavy is done: whether whoever is logged in may push where the recipe says.
+
+    Args:
+        recipe: The recipe.
+        asks: Whether this process asks the Hub; one is enough.
+
+    Raises:
+        HubError: If nobody is logged in, or the repository cannot be this one.
+    """
+    if recipe.push_to_hub and asks:
+        from hftransfer import hub
+
+        hub.find_target(hub_name(recipe), private=recipe.hub_private_repo)
+
+
 def create_run(recipe: Recipe, writes: bool = True) -> Run:
     """Make the run's folder and write the resolved recipe into it; only one process writes."""
     folder = Path(recipe.output_dir or "")
@@ -105,9 +205,13 @@ def create_run(recipe: Recipe, writes: bool = True) -> Run:
         # Its contents alone: the folder may be a link or a mount.
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    write_whole(folder / RECIPE_FILE, text)
+    write_whole(folder / RECIPE_FILE, _yaml(recipe.model_dump(mode="json", exclude_none=True)))
     return Run(folder)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ def save_model(
     checkpoint: str,
     revision: str | None,
     config: Mapping[str, Any],
+    complete: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the model beside its destination and rename, so that the folder is whole or absent.
 
@@ -43,6 +44,7 @@ def save_model(
         checkpoint: What was fine-tuned, written into an adapter's config.
         revision: Its revision.
         config: More entries for config.json.
+        complete: Writes what else belongs into the folder, before it takes its place.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -62,6 +64,8 @@ def save_model(
         # PEFT writes a card without content; the run writes its own.
         (temporary / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(temporary)
+    if complete is not None:
+        complete(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
