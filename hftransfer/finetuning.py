@@ -128,6 +128,7 @@ def _leave_behind(
             "data": facts.data_facts(task, features),
             "environment": facts.environment_facts(training.accelerator),
             "weights": weights,
+            "base_revision": facts.commit_of(loaded.checkpoint, loaded.revision),
         }
         write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
         run.write_card()

@@ -271,12 +271,13 @@ class Handler(BaseHTTPRequestHandler):
         return {"files": found, "commitOid": self.server.repos[repo].commits[-1][0]}
 
     def lfs_batch(self, repo: str) -> Any:
-        self._repo(repo, write=True)
+        trees = [files for _, _, files in self._repo(repo, write=True).commits]
+        there = {one.sha256 for files in trees for one in files.values()}
         found = []
         for one in json.loads(self.body)["objects"]:
             actions = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}", "header": {}}}
             actions["verify"] = {"href": f"{self.server.url}/{repo}.git/info/lfs/verify", "header": {}}
-            found.append({**one, **({} if one["oid"] in self.server.blobs else {"actions": actions})})
+            found.append({**one, **({} if one["oid"] in there else {"actions": actions})})
         return {"transfer": "basic", "objects": found}
 
     def lfs_put(self, oid: str) -> Any:

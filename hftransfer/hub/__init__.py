@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hftransfer.hub.push import push
+from hftransfer.hub.publish import push
 from hftransfer.hub.upload import Target, find_target
-from hftransfer.hub.verify import Verification, pull, verify
+from hftransfer.hub.verification import Verification, pull, verify
 
 __all__ = ["Target", "Verification", "find_target", "pull", "push", "verify"]

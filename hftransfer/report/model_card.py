@@ -202,13 +202,14 @@ def _summary(facts: CardFacts) -> str:
         if scores.get(name) is not None:
             count = facts.metrics["truncation"][split]["examples"]
             found = _with_interval(facts, split, name)
-            return f"{sentence} {name[0].upper()}{name[1:]} on {count:,} {_split_name(facts, split)} examples: **{found}**."
+            metric, of = f"{name[0].upper()}{name[1:]}", f"{count:,} {_split_name(facts, split)} examples"
+            return f"{sentence} {metric} on {of}: **{found}**."
     return sentence
 
 
 def _description(facts: CardFacts) -> dict[str, Any]:
     training = facts.metrics["training"]
-    revision = facts.recipe["checkpoint"].rpartition("@")[2] if "@" in facts.recipe["checkpoint"] else None
+    revision = facts.metrics.get("base_revision")
     base = facts.base or f"{Path(facts.recipe['checkpoint']).name} (a local folder)"
     return {
         "task": facts.recipe["task"]["type"].replace("_", " "),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
 
 from hftransfer.models.probe import file_hashes, write_probe
@@ -46,8 +48,7 @@ def save_trained(model: nn.Module, task: Task, loaded: LoadedModel, recipe: Reci
         **saved_settings(recipe.task),
         "hftransfer_max_length": recipe.data.max_length,
     }
-    # Without a revision the Hub's newest commit was read; an adapter is only right on that one.
-    revision = loaded.revision or getattr(loaded.model.config, "_commit_hash", None)
+    revision = commit_of(loaded.checkpoint, loaded.revision)
     hashes: dict[str, str] = {}
 
     def complete(written: Path) -> None:
@@ -72,6 +73,22 @@ def save_trained(model: nn.Module, task: Task, loaded: LoadedModel, recipe: Reci
         complete=complete,
     )
     return hashes
+
+
+def commit_of(checkpoint: str, revision: str | None) -> str | None:
+    """The commit that was read of a checkpoint on the Hub: an adapter is only right on that one.
+
+    Args:
+        checkpoint: Its name, or a folder.
+        revision: The branch, tag or commit that was asked for.
+
+    Returns:
+        The commit, from the Hub's cache; for a folder the revision as it is.
+    """
+    if os.path.isdir(checkpoint):
+        return revision
+    found = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
 
 
 def data_facts(task: Task, features: Mapping[str, Features]) -> dict[str, Any]:

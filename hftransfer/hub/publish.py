@@ -14,7 +14,7 @@ from huggingface_hub import get_token
 from hftransfer.errors import HubError
 from hftransfer.hub.secrets import find_secrets
 from hftransfer.hub.upload import find_target, upload
-from hftransfer.hub.verify import check_in_fresh_process
+from hftransfer.hub.verification import check_in_fresh_process
 from hftransfer.models import probe
 from hftransfer.models.load import load_trained
 from hftransfer.models.save import save_model
