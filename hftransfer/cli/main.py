@@ -11,7 +11,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from hftransfer.cli import cache, copy, evaluate, predict, push, recipes, run, verify
+from hftransfer.cli import cache, copy, evaluate, export, predict, push, recipes, run, verify
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import UserError
@@ -39,6 +39,7 @@ def build_app() -> App:
     app.command(evaluate.evaluate, name="evaluate")
     app.command(push.push, name="push")
     app.command(verify.verify, name="verify")
+    app.command(export.export, name="export")
     app.command(cache.cache, name="cache")
     return app
 
