@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
@@ -179,7 +179,7 @@ def explain(error: Exception, repo: str) -> Exception:
         return HubError(f"{what} ({status})", where=repo, fix=fix)
     if status is not None:
         return HubError(f"the Hub answers {status}", where=repo, fix="nothing was published; try again later")
-    if isinstance(error, OfflineModeIsEnabled):
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)) or constants.HF_HUB_OFFLINE:
         return HubError("HF_HUB_OFFLINE is set", where=repo, fix="unset it")
     if isinstance(error, HFValidationError):
         return HubError("no folder, and no name of a repository", where=repo, fix="check the name")
