@@ -18,8 +18,8 @@ from hftransfer.run import (
     check_output_folder,
     check_push,
     create_run,
-    hub_name,
     plain_numbers,
+    push_when_asked,
     write_whole,
 )
 from hftransfer.strategies import Strategy, build_strategy
@@ -89,11 +89,9 @@ def finetune(
     say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
     training.run()
     # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy, task, loaded, features)
-    say(summary.score_table(scores))
+    say(summary.score_table(_leave_behind(run, training, strategy, task, loaded, features)))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
-    if recipe.push_to_hub and accelerator.is_main_process:
-        say(f"Pushed: {run.push_to_hub(hub_name(recipe), private=recipe.hub_private_repo)}")
+    push_when_asked(run, recipe, say, accelerator.is_main_process)
     return run
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +193,12 @@ def check_push(recipe: Recipe, asks: bool = True) -> None:
         from hftransfer import hub
 
         hub.find_target(hub_name(recipe), private=recipe.hub_private_repo)
+
+
+def push_when_asked(run: Run, recipe: Recipe, say: Callable[[str], None], writes: bool = True) -> None:
+    """Push a finished run where its recipe says so; only one process does."""
+    if recipe.push_to_hub and writes:
+        say(f"Pushed: {run.push_to_hub(hub_name(recipe), private=recipe.hub_private_repo)}")
 
 
 def create_run(recipe: Recipe, writes: bool = True) -> Run:

@@ -30,7 +30,7 @@ def edit_json(path: Path, change: Change) -> bool:
     values = json.loads(before)
     change(values)
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    return values != json.loads(before)
+    return bool(values != json.loads(before))
 
 
 def edit_weights(path: Path, change: Change) -> bool:

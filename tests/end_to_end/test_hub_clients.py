@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import Hub, running_hub
+from tests.running import ROOT
 
-JAVASCRIPT = Path(__file__).parents[1] / "js"
+JAVASCRIPT = ROOT / "tests" / "js"
 ROUND_TRIP = """
 import filecmp, sys
 from huggingface_hub import create_repo, snapshot_download, upload_folder
@@ -67,8 +68,10 @@ def test_the_hf_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_javascript(tmp_path: Path) -> None:
-    if shutil.which("node") is None or not (JAVASCRIPT / "node_modules").is_dir():
-        pytest.skip("no JavaScript client here: install Node.js, then npm install --prefix tests/js")
+    if shutil.which("node") is None or not (ROOT / "node_modules" / "@huggingface").is_dir():
+        pytest.skip(
+            "no JavaScript client: npm install --no-save --no-package-lock @huggingface/hub@2 in the top folder"
+        )
     with running_hub() as hub:
         found = json.loads(run(hub, tmp_path, "node", JAVASCRIPT / "client.mjs", hub.url, hub.token))
         listed = [".gitattributes", "config.json", "model.safetensors"]
