@@ -56,3 +56,7 @@ class TrainingError(UserError):
 
 class CacheError(UserError):
     """A cache that another user could have written to."""
+
+
+class HubError(UserError):
+    """A model that cannot be pushed, pulled or verified."""

@@ -13,7 +13,6 @@ from hftransfer import interruption
 from hftransfer.caching.states import PlainInputs
 from hftransfer.locking import FolderLock
 from hftransfer.models.load import LoadedModel
-from hftransfer.models.save import save_model
 from hftransfer.preflight.checks import preflight, preflight_of_run
 from hftransfer.preflight.findings import Report
 from hftransfer.recipe import Recipe
@@ -22,14 +21,16 @@ from hftransfer.run import (
     PREFLIGHT_FILE,
     Run,
     check_output_folder,
+    check_push,
     create_run,
     plain_numbers,
+    push_when_asked,
     write_whole,
 )
 from hftransfer.strategies import Strategy, build_strategy
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.registry import build_task, saved_settings
-from hftransfer.training import prepare, summary
+from hftransfer.tasks.registry import build_task
+from hftransfer.training import facts, prepare, summary
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import resolve
 from hftransfer.training.distributed import gather_model, is_sharded
@@ -60,6 +61,7 @@ def assemble(
     if lock is not None and accelerator.is_main_process:
         lock.acquire_if_locked(recipe.output_dir or "")
     check_output_folder(recipe)
+    check_push(recipe, accelerator.is_main_process)
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
     task = build_task(recipe.task, recipe.data, splits.train)
@@ -151,6 +153,7 @@ def _train(ready: Assembled, lock: FolderLock) -> Run:
         scores = _leave_behind(run, training, strategy, task, ready.loaded, ready.features)
     say(summary.score_table(scores))
     say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
+    push_when_asked(run, recipe, say, accelerator.is_main_process)
     return run
 
 
@@ -169,23 +172,19 @@ def _leave_behind(
     gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
     if training.accelerator.is_main_process:
         model = strategy.finish(model) if sharded else model
-        config = {
-            **task.saved_config(),
-            **saved_settings(training.recipe.task),
-            "hftransfer_max_length": training.recipe.data.max_length,
-        }
         with disk_errors("the model", run.model_folder, NO_ROOM):
-            save_model(
-                model,
-                loaded.tokenizer,
-                run.model_folder,
-                checkpoint=loaded.checkpoint,
-                revision=loaded.revision,
-                config=config,
-            )
-        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
+            weights = facts.save_trained(model, task, loaded, training.recipe, run.model_folder)
+        written: dict[str, Any] = {
+            **scores,
+            "training": {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)},
+            "truncation": prepare.truncation_facts(features),
+            "data": facts.data_facts(task, features),
+            "environment": facts.environment_facts(training.accelerator),
+            "weights": weights,
+            "base_revision": facts.commit_of(loaded.checkpoint, loaded.revision),
+        }
         write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
+        run.write_card()
     training.accelerator.wait_for_everyone()
     return scores
 

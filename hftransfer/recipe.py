@@ -362,6 +362,11 @@ class Recipe(Section):
         description="Run the code that comes with the checkpoint, after reading it: ORG/NAME@COMMIT (40 hex digits), "
         "as in `checkpoint`.",
     )
+    push_to_hub: bool = Field(False, description="Publish the model at the end, once it has been verified.")
+    hub_model_id: str | None = Field(
+        None, description="Repository to push to, such as me/my-model; the name of output_dir when absent."
+    )
+    hub_private_repo: bool = Field(True, description="Whether the pushed repository is private.")
     trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
     seed: int = Field(13, ge=0, description="Seed of the head, the order of examples and dropout.")
 

@@ -7,20 +7,25 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hftransfer.errors import RecipeError
+from hftransfer.errors import HubError, RecipeError
 from hftransfer.locking import LOCK_FILE, FolderLock
 from hftransfer.recipe import Recipe
 from hftransfer.redaction import redact
 from hftransfer.safety.files import check_no_links, replacing
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
+if TYPE_CHECKING:
+    from hftransfer.report.model_card import CardFacts
+
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
-PREFLIGHT_FILE = "preflight.json"
+CARD_FILE, PREFLIGHT_FILE = "README.md", "preflight.json"
 
 
 class Run:
@@ -71,6 +76,79 @@ class Run:
         lines = (self.folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        merge: bool = False,
+        license: str | None = None,
+        language: Sequence[str] = (),
+    ) -> str:
+        """Publish the model with its card, scores and recipe in one commit, once it has been verified (docs/hub.md).
+
+        Args:
+            repo: "user/name", or "name" for a repository of whoever is logged in.
+            private: Whether the repository is private.
+            merge: Publish a plain model, with the adapter folded into the weights.
+            license: For the card, such as "apache-2.0"; else that of the base checkpoint's card, where it is known.
+            language: Language codes for the card, such as ["en"].
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: If there is a secret in the files, the saved model is not the one that was trained, or the Hub
+                refuses; the Hub is then as it was.
+        """
+        from hftransfer import hub
+        from hftransfer.report.model_card import check_weights, render_card
+
+        for path in (self.folder / RECIPE_FILE, self.folder / METRICS_FILE, self.model_folder / "config.json"):
+            if not path.is_file():
+                raise HubError("no such file, so this is no finished run", where=str(path), fix="give a run's folder")
+        check_weights(self.metrics, self.model_folder)
+        facts = self._card_facts(license=license, language=language)
+        return hub.push(
+            self.model_folder,
+            repo,
+            card=lambda name, merged: render_card(
+                replace(facts, merged=merged, is_adapter=facts.is_adapter and not merged), name, on_hub=True
+            ),
+            files={
+                METRICS_FILE: (self.folder / METRICS_FILE).read_text(encoding="utf-8"),
+                RECIPE_FILE: _yaml(_published(facts.recipe)),
+            },
+            private=private,
+            merge=merge,
+        )
+
+    def write_card(self) -> None:
+        """Write README.md of the model folder."""
+        from hftransfer.report.model_card import render_card
+
+        text = render_card(self._card_facts(), str(self.model_folder), on_hub=False)
+        write_whole(self.model_folder / CARD_FILE, text)
+
+    def _card_facts(self, **said: Any) -> CardFacts:
+        from hftransfer.report.model_card import CardFacts
+
+        return CardFacts(
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            metrics=self.metrics,
+            config=json.loads((self.model_folder / "config.json").read_text(encoding="utf-8")),
+            log=self.log,
+            is_adapter=(self.model_folder / "adapter_config.json").is_file(),
+            **said,
+        )
+
+
+def _published(values: Any) -> Any:
+    """A recipe's settings, with the names alone of files and folders of this machine."""
+    if isinstance(values, dict):
+        return {name: _published(value) for name, value in values.items()}
+    return Path(values).name if isinstance(values, str) and os.path.isabs(values) else values
+
 
 def check_output_folder(recipe: Recipe) -> None:
     """Refuse an output folder that holds something already, before anything heavy is done.
@@ -119,6 +197,33 @@ def check_output_folder(recipe: Recipe) -> None:
             raise RecipeError(f"{path} is in output_dir, which is overwritten", where=name, fix="choose another folder")
 
 
+def hub_name(recipe: Recipe) -> str:
+    """The repository that a recipe pushes to."""
+    return recipe.hub_model_id or Path(recipe.output_dir or "").name
+
+
+def check_push(recipe: Recipe, asks: bool = True) -> None:
+    """Before anything heavy is done: whether whoever is logged in may push where the recipe says.
+
+    Args:
+        recipe: The recipe.
+        asks: Whether this process asks the Hub; one is enough.
+
+    Raises:
+        HubError: If nobody is logged in, or the repository cannot be this one.
+    """
+    if recipe.push_to_hub and asks:
+        from hftransfer import hub
+
+        hub.find_target(hub_name(recipe), private=recipe.hub_private_repo)
+
+
+def push_when_asked(run: Run, recipe: Recipe, say: Callable[[str], None], writes: bool = True) -> None:
+    """Push a finished run where its recipe says so; only one process does."""
+    if recipe.push_to_hub and writes:
+        say(f"Pushed: {run.push_to_hub(hub_name(recipe), private=recipe.hub_private_repo)}")
+
+
 def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = None) -> Run:
     """Make the run's folder, take its lock and write the resolved recipe into it; only one process writes.
 
@@ -137,9 +242,13 @@ def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = No
         # Its contents alone: the folder may be a link or a mount.
         for path in (path for path in folder.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    write_whole(folder / RECIPE_FILE, text)
+    write_whole(folder / RECIPE_FILE, _yaml(recipe.model_dump(mode="json", exclude_none=True)))
     return Run(folder)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def write_whole(path: Path, text: str) -> None:

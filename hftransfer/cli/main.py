@@ -14,7 +14,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from hftransfer.cli import cache, check, copy, evaluate, predict, recipes, run
+from hftransfer.cli import cache, check, copy, evaluate, export, predict, push, recipes, run, verify
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import RecipeError, UserError
@@ -44,6 +44,9 @@ def build_app() -> App:
     app.command(copy.copy, name="copy")
     app.command(predict.predict, name="predict")
     app.command(evaluate.evaluate, name="evaluate")
+    app.command(push.push, name="push")
+    app.command(verify.verify, name="verify")
+    app.command(export.export, name="export")
     app.command(cache.cache, name="cache")
     return app
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ def save_model(
     checkpoint: str,
     revision: str | None,
     config: Mapping[str, Any],
+    complete: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the model beside its destination and rename, so that the folder is whole or absent.
 
@@ -43,11 +44,12 @@ def save_model(
         checkpoint: What was fine-tuned, written into an adapter's config.
         revision: Its revision.
         config: More entries for config.json.
+        complete: Writes what else belongs into the folder, before it takes its place.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(model, tokenizer, temporary, checkpoint, revision, config)
+        _write(model, tokenizer, temporary, checkpoint, revision, config, complete)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:
@@ -62,6 +64,7 @@ def _write(
     checkpoint: str,
     revision: str | None,
     config: Mapping[str, Any],
+    complete: Callable[[Path], None] | None,
 ) -> None:
     peft_model: Any = model if hasattr(model, "get_base_model") else None
     inner: Any = peft_model.get_base_model() if peft_model is not None else model
@@ -79,6 +82,8 @@ def _write(
         # PEFT writes a card without content; the run writes its own.
         (folder / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
+    if complete is not None:
+        complete(folder)
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
