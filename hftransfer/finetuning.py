@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from hftransfer.caching.states import PlainInputs
-from hftransfer.models.load import LoadedModel
-from hftransfer.models.save import save_model
+from hftransfer import one_seed, seeds
 from hftransfer.recipe import Recipe
-from hftransfer.run import METRICS_FILE, Run, check_output_folder, create_run, plain_numbers, write_whole
-from hftransfer.strategies import Strategy, build_strategy
-from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.registry import build_task, saved_settings
-from hftransfer.training import prepare, summary
+from hftransfer.results import Data
+from hftransfer.run import Run, check_output_folder
+from hftransfer.strategies import build_strategy
+from hftransfer.tasks.registry import build_task
+from hftransfer.training import calibration, prepare
 from hftransfer.training.defaults import resolve
-from hftransfer.training.distributed import gather_model, is_sharded
-from hftransfer.training.evaluate import predict
-from hftransfer.training.loop import Training
 from hftransfer.training.precision import build_accelerator
 
 
@@ -61,69 +52,17 @@ def finetune(
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
-    loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
+    first = one_seed.of_seed(recipe, recipe.training_seeds[0])
+    loaded = prepare.load_pretrained(first, task, accelerator.mixed_precision)
     recipe = prepare.derive_max_length(recipe, known, loaded, task, splits.train)
     features = prepare.encode_splits(task, splits, loaded, recipe)
     prepare.explain_max_length(recipe, known, features["train"])
-    task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
-    # The strategy decides what learns; the loop trains it, stage by stage.
-    torch.manual_seed(recipe.seed)  # adapters are drawn from the global generator
-    model = strategy.apply(loaded.model, loaded.anatomy)
+    calibration.check_support(recipe, task, loaded.model)
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
-    training = Training(
-        recipe, accelerator, strategy, loaded.anatomy, model, task, features["train"], features["validation"], chunks
+    prepared = one_seed.Prepared(
+        recipe, known, accelerator, device_line, strategy, task, Data(splits, features), chunks, loaded
     )
-    run = create_run(recipe, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    say = summary.console(accelerator.is_main_process).print
-    say(f"Running on {device_line}", *splits.notes, *prepare.describe_data(features, recipe), sep="\n")
-    say(summary.recipe_table(recipe, known), training.describe(), sep="\n")
-    training.run()
-    # What is left behind: the model, and the scores of exactly these weights.
-    scores = _leave_behind(run, training, strategy, task, loaded, features)
-    say(summary.score_table(scores))
-    say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
-    return run
-
-
-def _leave_behind(
-    run: Run, training: Training, strategy: Strategy, task: Task, loaded: LoadedModel, features: Mapping[str, Features]
-) -> dict[str, dict[str, float]]:
-    """Score the final model in full precision on validation and test data, and save it."""
-    started = time.perf_counter()
-    # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
-    model, sharded = training.model, is_sharded(training.model)
-    model = model if sharded else strategy.finish(model)
-    scores: dict[str, dict[str, float]] = {}
-    for split in [name for name in ("validation", "test") if name in features]:
-        predictions = predict(
-            model,
-            task,
-            PlainInputs(task, features[split]),
-            max_examples=training.recipe.optim.per_device_eval_batch_size,
-            accelerator=training.accelerator,
-        )
-        if split == "validation":
-            task.calibrate(predictions, features[split])
-        scores[split] = task.score(predictions, features[split])
-    gather_model(model, keep=training.accelerator.is_main_process, known=training.engine_weights)
-    if training.accelerator.is_main_process:
-        model = strategy.finish(model) if sharded else model
-        config = {
-            **task.saved_config(),
-            **saved_settings(training.recipe.task),
-            "hftransfer_max_length": training.recipe.data.max_length,
-        }
-        save_model(
-            model,
-            loaded.tokenizer,
-            run.model_folder,
-            checkpoint=loaded.checkpoint,
-            revision=loaded.revision,
-            config=config,
-        )
-        facts = {**training.facts(), "scoring_seconds": round(time.perf_counter() - started, 3)}
-        written: dict[str, Any] = {**scores, "training": facts, "truncation": prepare.truncation_facts(features)}
-        write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
-    training.accelerator.wait_for_everyone()
-    return scores
+    # Training, and what it leaves behind: the model, and the scores of exactly these weights.
+    if len(recipe.training_seeds) > 1:
+        return seeds.train(prepared)
+    return one_seed.train(prepared)

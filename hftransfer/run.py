@@ -15,6 +15,7 @@ from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
 
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
+REPORT_FILE = "report.html"
 
 
 class Run:
@@ -37,6 +38,11 @@ class Run:
     def model_folder(self) -> Path:
         """The plain Hugging Face folder."""
         return self.folder / MODEL_FOLDER
+
+    @property
+    def report_file(self) -> Path:
+        """The report, one page that opens offline."""
+        return self.folder / REPORT_FILE
 
     @property
     def recipe(self) -> Recipe:
@@ -121,4 +127,6 @@ def plain_numbers(value: Any) -> Any:
     """JSON has no NaN: an undefined score becomes null."""
     if isinstance(value, dict):
         return {name: plain_numbers(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

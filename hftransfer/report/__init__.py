@@ -1,0 +1,1 @@
+"""What a run tells its reader: intervals, comparisons, calibration and the report."""
