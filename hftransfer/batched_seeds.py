@@ -27,7 +27,7 @@ from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.models.weights import initialise
 from hftransfer.one_seed import Prepared
 from hftransfer.run import LOG_FILE, Run, create_run, plain_numbers
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import Features, Outcome, Task
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
 from hftransfer.training.loop import LOG_EVERY, Training, is_better
@@ -47,12 +47,14 @@ class Head:
         records: The lines of its log.
         progress: How far it has come, and its best evaluation.
         weights: Its final weights.
+        outcome: What its final weights come to on the validation examples.
     """
 
     settings: HeadSettings
     records: list[dict[str, Any]] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -188,15 +190,13 @@ def _loop(prepared: Prepared, bench: Bench, settings: Sequence[HeadSettings]) ->
             losses = []
         if step % every == 0 or last:
             _evaluate(prepared, bench, trained, heads, step)
-    if not recipe.evaluation.load_best:
-        for head, weights in zip(heads, trained.copies(), strict=True):
-            head.weights = weights
     return heads
 
 
 def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[Head], step: int) -> None:
     """Score every head on validation data, and keep its weights if they are its best."""
     metric, task = bench.training.metric, copy.copy(prepared.task)
+    load_best = bench.training.recipe.evaluation.load_best
     logits_SMC, copies = trained.logits(bench.validation_MD).cpu().numpy(), trained.copies()
     for head, logits_MC, weights in zip(heads, logits_SMC, copies, strict=True):
         task.calibrate(logits_MC, bench.training.validation)
@@ -204,8 +204,10 @@ def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[
         progress.step = step
         if is_better(scores[metric], progress.best_score, metric):
             progress.best_score, progress.best_step, progress.best_scores = scores[metric], step, scores
-            if bench.training.recipe.evaluation.load_best:
-                head.weights = weights
+            if load_best:
+                head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)
+        if step == trained.total_steps and not load_best:
+            head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)
         named = {f"validation_{name}": value for name, value in scores.items()}
         head.records.append({"step": step, "epoch": round(step / trained.per_epoch, 4), **named})
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hftransfer import one_seed, seeds
+from hftransfer.one_seed import Prepared
 from hftransfer.recipe import Recipe
 from hftransfer.results import Data
 from hftransfer.run import Run, check_output_folder
@@ -40,6 +41,26 @@ def finetune(
     Raises:
         UserError: If recipe, data and checkpoint do not fit together; nothing has been written then.
     """
+    prepared = prepare_all(recipe, train=train, validation=validation, test=test, origins=origins)
+    # Training, and what it leaves behind: the model, and the scores of exactly these weights.
+    if len(prepared.recipe.training_seeds) > 1:
+        return seeds.train(prepared)
+    return one_seed.train(prepared)
+
+
+def prepare_all(
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Prepared:
+    """Everything before the training; see `finetune`. Nothing is written yet.
+
+    Raises:
+        UserError: If recipe, data and checkpoint do not fit together.
+    """
     # The recipe: fill in what it leaves open.
     recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
@@ -59,10 +80,4 @@ def finetune(
     prepare.explain_max_length(recipe, known, features["train"])
     calibration.check_support(recipe, task, loaded.model)
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
-    prepared = one_seed.Prepared(
-        recipe, known, accelerator, device_line, strategy, task, Data(splits, features), chunks, loaded
-    )
-    # Training, and what it leaves behind: the model, and the scores of exactly these weights.
-    if len(recipe.training_seeds) > 1:
-        return seeds.train(prepared)
-    return one_seed.train(prepared)
+    return Prepared(recipe, known, accelerator, device_line, strategy, task, Data(splits, features), chunks, loaded)

@@ -11,7 +11,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from hftransfer.cli import cache, copy, evaluate, predict, recipes, run
+from hftransfer.cli import cache, compare, copy, evaluate, predict, recipes, report, run, sweep
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import UserError
@@ -38,6 +38,9 @@ def build_app() -> App:
     app.command(predict.predict, name="predict")
     app.command(evaluate.evaluate, name="evaluate")
     app.command(cache.cache, name="cache")
+    app.command(report.report, name="report")
+    app.command(compare.compare, name="compare")
+    app.command(sweep.sweep, name="sweep", config=RecipeConfig())
     return app
 
 

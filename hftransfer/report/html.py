@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftransfer.report import sections
+from hftransfer.errors import DataError
+from hftransfer.report import compare, sections
 from hftransfer.report.charts import number
 from hftransfer.report.page import RunView, Section, duration, size, spelled
 from hftransfer.run import REPORT_FILE, write_whole
@@ -43,10 +45,14 @@ def render(
         cards: Names and values of a few key figures.
         parts: Its sections.
     """
-    from hftransfer import __version__
-
     return _template().render(
-        title=title, subtitle=subtitle, lead=lead, remark=remark, cards=cards, parts=parts, version=__version__
+        title=title,
+        subtitle=subtitle,
+        lead=lead,
+        remark=remark,
+        cards=cards,
+        parts=parts,
+        version=sys.modules["hftransfer"].__version__,
     )
 
 
@@ -82,3 +88,30 @@ def write_report(folder: Path) -> Path:
     )
     write_whole(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
+
+
+def write_comparison(folders: Sequence[Path], output: Path, metric: str | None = None) -> Path:
+    """Write a page that shows runs side by side.
+
+    Args:
+        folders: Their folders.
+        output: The page.
+        metric: The score to compare; that of the first run when None.
+
+    Raises:
+        DataError: If a folder is no finished run.
+    """
+    names, runs = compare.names_of(folders), [RunView(folder) for folder in folders]
+    found, trouble = None, ""
+    try:
+        found = compare.compare_runs(folders, metric, runs[0].split)
+    except DataError as reason:
+        # Runs on other data are still worth a look, side by side; what is wrong with the command line is not.
+        if reason.where == "--metric":
+            raise
+        trouble = str(reason)
+    lead = " ".join(found.sentences()[:3]) if found else f"{len(runs)} runs side by side."
+    more = f"{len(found.pairs) - 3} more pairs below." if found and len(found.pairs) > 3 else ""
+    parts = compare.sections_of(runs, names, found, trouble)
+    write_whole(output, render("Comparison", " · ".join(names), lead, more, [], parts))
+    return output

@@ -216,10 +216,14 @@ def _mean_over_seeds(replicates_MR: Floats, rng: np.random.Generator) -> Floats:
     if seeds == 1:
         return replicates_MR[0]
     chosen_RM = rng.integers(0, seeds, size=(resamples, seeds))
-    drawn_R: Floats = replicates_MR.T[np.arange(resamples)[:, None], chosen_RM].mean(1)
-    centre_R: Floats = replicates_MR.mean(0)
-    stretched_R: Floats = centre_R + (drawn_R - centre_R) * math.sqrt(seeds / (seeds - 1))
-    return np.asarray(stretched_R)
+    drawn_R = replicates_MR.T[np.arange(resamples)[:, None], chosen_RM].mean(1)
+    centre_R = replicates_MR.mean(0)
+    return _as_floats(centre_R + (drawn_R - centre_R) * math.sqrt(seeds / (seeds - 1)))
+
+
+def _as_floats(values: object) -> Floats:
+    found: Floats = np.asarray(values, np.float64)
+    return found
 
 
 def compare(
@@ -288,6 +292,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_difference(standard_error: float, level: float = LEVEL, power: float = POWER) -> float:
     """The true difference that a two-sided test at this level finds with this power, given the standard error."""
     return float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power)) * standard_error
+
+
+def selection_optimism(
+    statistics: Sequence[Statistic], greater: bool = True, *, draws: int = 200, seed: int = 0
+) -> float:
+    """By how much the best of many scores on the same examples flatters the one that is chosen.
+
+    Of every resample the candidate that is best on the drawn examples is scored on those that were not drawn; the
+    mean loss is the optimism (a bootstrap of Tibshirani and Tibshirani 2009, arXiv:0908.2904).
+
+    Args:
+        statistics: One per candidate, of the same examples.
+        greater: Whether a larger score is better.
+        draws: How many resamples.
+        seed: Of the draws.
+
+    Returns:
+        In the score's unit; positive: the best score is too good.
+    """
+    rng, count, losses = np.random.default_rng(seed), statistics[0].count, []
+    for _ in range(draws):
+        rows_N = rng.integers(0, count, count)
+        left = np.setdiff1d(np.arange(count), rows_N)
+        if len(left):
+            inside = np.asarray([_on_rows(one, rows_N) for one in statistics])
+            best = int(np.nanargmax(inside if greater else -inside)) if np.isfinite(inside).any() else 0
+            losses.append(inside[best] - _on_rows(statistics[best], left))
+    return float(np.nanmean(losses)) * (1.0 if greater else -1.0) if losses else math.nan
+
+
+def _on_rows(statistic: Statistic, rows_N: NDArray[np.int64]) -> float:
+    """The score of these examples."""
+    if statistic.of_rows is not None:
+        return statistic.of_rows(rows_N)
+    assert statistic.sums_NS is not None
+    assert statistic.of_sums is not None
+    return float(statistic.of_sums(statistic.sums_NS[rows_N].sum(0)[None])[0])
 
 
 def best_of(validation: Sequence[float], test: Sequence[float], greater: bool = True) -> dict[str, float]:

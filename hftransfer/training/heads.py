@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from hftransfer.training.schedule import rate_factor
 from hftransfer.training.steps import EpochBatches, step_seed
 
 TOLERANCE = 1e-4
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class NoChainError(Exception):
@@ -94,6 +93,11 @@ def find_chain(model: nn.Module, run: Any, states_BD: Tensor) -> Chain:
     return chain
 
 
+def _turned(tensor_S: Tensor) -> Tensor:
+    """Weight matrices with inputs before outputs, the order in which their gradients come: that spares a copy."""
+    return tensor_S.mT if tensor_S.dim() > 2 else tensor_S
+
+
 @dataclass
 class HeadSettings:
     """How one head is trained.
@@ -140,10 +144,10 @@ class Heads:
         self.batches = {seed: EpochBatches(features.lengths_N, batch, seed) for seed in {one.seed for one in settings}}
         self.per_epoch = next(iter(self.batches.values())).per_epoch
         self.total_steps = optim.max_steps or self.per_epoch * (optim.num_train_epochs or 1)
-        self.weights = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-        self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
-        self.rates_S = torch.tensor([one.learning_rate for one in settings])
-        self.decays_S = torch.tensor([one.weight_decay for one in settings])
+        self.weights = {
+            name: _turned(_turned(torch.stack([one[name] for one in starts])).contiguous()) for name in starts[0]
+        }
+        self.optimizer = self._optimizer()
         assert isinstance(features.labels, np.ndarray)
         self.labels = torch.from_numpy(features.labels)
 
@@ -164,7 +168,9 @@ class Heads:
         gradients = torch.autograd.grad(torch.stack(losses).sum(), list(weights.values()))
         optim = self.recipe.optim
         factor = rate_factor(optim.lr_scheduler_type, step, self.total_steps, optim.warmup_ratio or 0.0)
-        self._update(dict(zip(weights, gradients, strict=True)), step, factor)
+        for tensor in self.weights.values():
+            tensor.requires_grad_(False)
+        self._update(gradients, factor)
         return np.asarray([float(loss.detach()) for loss in losses])
 
     def _run(self, weights: dict[str, Tensor], states_SBD: Tensor) -> Tensor:
@@ -177,28 +183,38 @@ class Heads:
         found: Tensor = vmap(one, randomness="different")(weights, states_SBD)
         return found
 
+    def _optimizer(self) -> torch.optim.AdamW:
+        """One AdamW over the heads' slices of all weights, with a rate and a decay per head."""
+        groups: list[dict[str, Any]] = []
+        for place, one in enumerate(self.settings):
+            for decayed in (True, False):
+                parts = [
+                    _turned(tensor)[place]
+                    for tensor in self.weights.values()
+                    if decays("", cast(Any, tensor[place])) == decayed
+                ]
+                decay = one.weight_decay if decayed else 0.0
+                groups.append(
+                    {"params": parts, "lr": one.learning_rate, "weight_decay": decay, "peak": one.learning_rate}
+                )
+        return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
     @torch.no_grad()
-    def _update(self, gradients: dict[str, Tensor], step: int, factor: float) -> None:
-        """AdamW with a rate and a decay per head (arXiv:1711.05101, algorithm 2), after clipping each head's norm."""
+    def _update(self, gradients: Sequence[Tensor], factor: float) -> None:
+        """Clip each head's gradient and let the optimizer step; the slices share their memory with the weights."""
         limit = self.recipe.optim.max_grad_norm
         if limit > 0:
-            squares_S = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0)
-            scale_S = (limit / (squares_S.sqrt() + 1e-6)).clamp_max(1.0)
-        first, second = (1 - beta ** (step + 1) for beta in BETAS)
-        for name, gradient in gradients.items():
-            weight = self.weights[name].detach()
-            shape = (-1, *(1,) * (weight.dim() - 1))
-            if limit > 0:
-                gradient = gradient * scale_S.view(shape)
-            mean, square = self.moments[name]
-            mean.lerp_(gradient, 1 - BETAS[0])
-            square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            rates = (self.rates_S * factor).view(shape)
-            if decays(name, weight[0]):  # type: ignore[arg-type]
-                weight.mul_(1 - rates * self.decays_S.view(shape))
-            update = mean / square.sqrt().div_(second**0.5).add_(EPSILON)
-            weight.sub_(update.mul_(rates / first))
-            self.weights[name] = weight
+            norms_S = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients]).norm(dim=0)
+            scales_S = (limit / (norms_S + 1e-6)).clamp_max(1.0)
+            if bool((scales_S < 1.0).any()):
+                gradients = [one * scales_S.view(-1, *(1,) * (one.dim() - 1)) for one in gradients]
+        places = {tensor.data_ptr(): _turned(one) for tensor, one in zip(self.weights.values(), gradients, strict=True)}
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+            for part in group["params"]:
+                whole = part._base
+                part.grad = places[whole.data_ptr()][part.storage_offset() // part.numel()]
+        self.optimizer.step()
 
     @torch.no_grad()
     def logits(self, states_MD: Tensor) -> Tensor:
