@@ -192,7 +192,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Interval:
 def over_examples_and_seeds(
     statistics: Sequence[Statistic], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The interval of the mean over seeds of a score on the same examples, both examples and seeds resampled.
+    """The interval of the mean over seeds of a score, for other examples and other seeds.
 
     Args:
         statistics: One per seed, of the same examples.
@@ -201,24 +201,25 @@ def over_examples_and_seeds(
         seed: Of the draws.
     """
     rng = np.random.default_rng(seed)
-    replicates_R = _mean_over_seeds(replicate(statistics, resamples, rng), rng)
-    value = float(np.mean([statistic.value() for statistic in statistics]))
+    values = [statistic.value() for statistic in statistics]
+    replicates_R = _mean_over_seeds(replicate(statistics, resamples, rng), values, rng)
+    value = float(np.mean(values))
     return _percentile_interval(value, replicates_R, statistics[0].count, level)
 
 
-def _mean_over_seeds(replicates_MR: Floats, rng: np.random.Generator) -> Floats:
-    """The mean of resampled seeds for every resample.
+def _mean_over_seeds(replicates_MR: Floats, values: Sequence[float], rng: np.random.Generator) -> Floats:
+    """Draws of the mean over seeds that vary as it does with other examples and other seeds, (R,).
 
-    With M seeds the variance between resampled means is too small by (M - 1) / M: the draws are stretched about their
-    mean, as with few examples.
+    Resampled examples move all seeds together. What the seeds' scores scatter beyond the noise that each of them has
+    from the examples alone is the spread of seeds; its share of the mean is drawn from Student's distribution.
     """
     seeds, resamples = replicates_MR.shape
-    if seeds == 1:
-        return replicates_MR[0]
-    chosen_RM = rng.integers(0, seeds, size=(resamples, seeds))
-    drawn_R = replicates_MR.T[np.arange(resamples)[:, None], chosen_RM].mean(1)
     centre_R = replicates_MR.mean(0)
-    return _as_floats(centre_R + (drawn_R - centre_R) * math.sqrt(seeds / (seeds - 1)))
+    if seeds == 1:
+        return _as_floats(centre_R)
+    noise = float((replicates_MR - centre_R).var(axis=1).mean()) * seeds / (seeds - 1)
+    spread = max(0.0, float(np.var(values, ddof=1)) - noise)
+    return _as_floats(centre_R + math.sqrt(spread / seeds) * rng.standard_t(seeds - 1, resamples))
 
 
 def _as_floats(values: object) -> Floats:
@@ -248,8 +249,12 @@ def compare(
     """
     rng = np.random.default_rng(seed)
     replicates = replicate([*first, *second], resamples, rng)
-    moved_R = _mean_over_seeds(replicates[: len(first)], rng) - _mean_over_seeds(replicates[len(first) :], rng)
-    value = float(np.mean([part.value() for part in first]) - np.mean([part.value() for part in second]))
+    values = [[part.value() for part in parts] for parts in (first, second)]
+    moved = [
+        _mean_over_seeds(part, own, rng)
+        for part, own in zip((replicates[: len(first)], replicates[len(first) :]), values, strict=True)
+    ]
+    moved_R, value = moved[0] - moved[1], float(np.mean(values[0]) - np.mean(values[1]))
     interval = _percentile_interval(value, moved_R, first[0].count, level)
     defined_R = moved_R[np.isfinite(moved_R)]
     # The spread of resamples is that of n - 1 in n.
