@@ -11,10 +11,11 @@ import numpy as np
 
 from hftransfer.errors import DataError
 from hftransfer.report import charts, outcomes, statistics
-from hftransfer.report.charts import Series, Spot, number
+from hftransfer.report.charts import Series, Spot
 from hftransfer.report.outcomes import Outcomes
 from hftransfer.report.page import RunView, Section, Table, brief, duration, finite, size, spelled
 from hftransfer.report.statistics import Difference, Interval
+from hftransfer.report.svg import number
 from hftransfer.tasks.metrics import did_you_mean, greater_is_better
 
 SIGNIFICANT = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hftransfer.report import charts
-from hftransfer.report.charts import NONE, number
 from hftransfer.report.page import RunView, Section, Table, duration, size
+from hftransfer.report.svg import NONE, number
 
 
 def lengths(run: RunView) -> Section | None:

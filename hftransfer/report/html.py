@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hftransfer.errors import DataError
 from hftransfer.report import compare, sections
-from hftransfer.report.charts import number
 from hftransfer.report.page import RunView, Section, duration, size, spelled
+from hftransfer.report.svg import number
 from hftransfer.run import REPORT_FILE, write_whole
 
 if TYPE_CHECKING:

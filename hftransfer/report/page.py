@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from hftransfer.errors import DataError
 from hftransfer.report import facts
-from hftransfer.report.charts import NONE, number
+from hftransfer.report.svg import NONE, number
 from hftransfer.run import LOG_FILE, METRICS_FILE, RECIPE_FILE
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 from hftransfer.report import charts
-from hftransfer.report.charts import NONE, Series, Spot, number
+from hftransfer.report.charts import Series, Spot
 from hftransfer.report.data_sections import cost, examples, lengths, recipe
 from hftransfer.report.page import RunView, Section, Table, brief, finite, spelled, with_interval
+from hftransfer.report.svg import NONE, number
 from hftransfer.tasks.metrics import greater_is_better
 
 MOST_SPOTS = 40
@@ -156,7 +157,7 @@ def curves(run: RunView) -> Section | None:
     if scores:
         series = Series(f"validation {spelled(run.metric)}", scores, marked=True, ringed=best)
         name = f"Validation {spelled(run.metric)}"
-        figures.append(charts.lines(name, "One dot per evaluation.", [series], "optimizer step", name.lower()))
+        figures.append(charts.lines(name, "One dot per evaluation.", [series], "optimizer step", series.name))
     head = ["step", "stage", "training loss", f"validation {spelled(run.metric)}"]
     by_step: dict[int, list[str]] = {}
     for one in run.log:
@@ -184,7 +185,7 @@ def rates(run: RunView) -> Section | None:
 
     names = {0: "embeddings (0)", head_depth: f"head ({head_depth})"}
     rows = [names.get(depth, f"block {depth}") for depth in depths]
-    columns = [f"{stage['stage']}, steps {stage['start']}-{stage['end']}" for stage in stages]
+    columns = [f"{stage['start']}-{stage['end']}" for stage in stages]
     shares = [[share(found[depth]["rate"]) if depth in found else None for found in by_stage] for depth in depths]
     texts = [[number(found[depth]["rate"]) if depth in found else "frozen" for found in by_stage] for depth in depths]
     grid = charts.grid(
@@ -194,7 +195,7 @@ def rates(run: RunView) -> Section | None:
         columns,
         shares,
         texts,
-        ("depth", "stage"),
+        ("depth", "steps of the stage"),
     )
     schedule = [(one["step"], finite(one["learning_rate"])) for one in run.log if "learning_rate" in one]
     line = charts.lines(

@@ -272,13 +272,15 @@ class Training:
     def _evaluate(self, now: StageRun) -> None:
         """Score the validation data, keep the best weights, count patience."""
         inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
-        predictions = predict(
-            inner,
-            self.task,
-            now.inputs.splits["validation"],
-            max_examples=self.recipe.optim.per_device_eval_batch_size,
-            accelerator=self.accelerator,
-        )
+        # Accelerate's own autocast covers the forward pass alone, and what generates calls parts of the model.
+        with self.accelerator.autocast():
+            predictions = predict(
+                inner,
+                self.task,
+                now.inputs.splits["validation"],
+                max_examples=self.recipe.optim.per_device_eval_batch_size,
+                accelerator=self.accelerator,
+            )
         self.task.calibrate(predictions, self.validation)
         scores = self.task.score(predictions, self.validation)
         value = scores[self.metric]
