@@ -258,10 +258,9 @@ def grid(
             else:
                 parts.append(rectangle(x + 1, y + 1, cell - 2, line - 2, "cell", tip, f"--share:{round(100 * share)}%"))
             if len(text) * CHARACTER <= cell:
-                dark = next(kind for kind, from_here in INKS if (share or 0.0) >= from_here)
-                parts.append(
-                    draw_text(round(x + cell / 2, 1), round(y + line / 2 + 4, 1), text, "middle", f"tick {dark}")
-                )
+                ink = next(kind for kind, from_here in INKS if (share or 0.0) >= from_here)
+                middle = round(x + cell / 2, 1), round(y + line / 2 + 4, 1)
+                parts.append(draw_text(*middle, text, "middle", f"tick {ink}"))
     return figure(height, title, description, draw_join(parts))
 
 
