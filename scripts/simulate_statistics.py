@@ -1,6 +1,6 @@
 """How often do our intervals hold the truth, and how often do our tests find a difference that is not there?
 
-    python scripts/simulate_statistics.py [--rounds 2000]
+    python scripts/simulate_statistics.py [--rounds 1000] [--sizes 200 500]
 
 Every round draws a test set from a population whose true score is known, from which intervals and p-values are
 computed as a run's are. The figures in docs/statistics.md come from this script.
@@ -145,20 +145,23 @@ def pair(population: Population, rng: np.random.Generator, count: int) -> tuple[
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2000)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[200, 500], help="examples of a test set")
+    arguments = parser.parse_args()
+    rounds, sizes = arguments.rounds, arguments.sizes
+    columns = f"{' | '.join(f'n = {size:,}' for size in sizes)} |\n|{'---|' * (len(sizes) + 1)}"
     print(f"Coverage of 95 % intervals, {rounds} rounds, {RESAMPLES} resamples\n")
-    print("| score | n = 200 | n = 500 | n = 2,000 |\n|---|---|---|---|")
+    print(f"| score | {columns}")
     for population in POPULATIONS:
-        shares = [coverage(population, count, rounds, count) for count in (200, 500, 2000)]
+        shares = [coverage(population, count, rounds, count) for count in sizes]
         print(f"| {population.name} | {' | '.join(f'{share:.1%}' for share in shares)} |", flush=True)
     for seeds in (3, 5):
-        shares = [seed_coverage(seeds, count, rounds, count) for count in (200, 500, 2000)]
+        shares = [seed_coverage(seeds, count, rounds, count) for count in sizes]
         print(f"| mean of {seeds} seeds | {' | '.join(f'{share:.1%}' for share in shares)} |", flush=True)
     print(f"\nFalse positives at the 5 % level, equal models, {rounds} rounds\n")
-    print("| score, test | n = 200 | n = 500 | n = 2,000 |\n|---|---|---|---|")
+    print(f"| score, test | {columns}")
     for population in (one for one in POPULATIONS if one.kind == "single_label"):
-        found = [false_positives(population, count, rounds, count) for count in (200, 500, 2000)]
+        found = [false_positives(population, count, rounds, count) for count in sizes]
         for test in ("McNemar", "paired bootstrap") if population.metric == "accuracy" else ("paired bootstrap",):
             cells = " | ".join(f"{one[test]:.1%}" for one in found)
             print(f"| {population.name}, {test} | {cells} |", flush=True)

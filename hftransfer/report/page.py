@@ -18,6 +18,19 @@ from hftransfer.report import facts
 from hftransfer.report.svg import NONE, number
 from hftransfer.run import LOG_FILE, METRICS_FILE, RECIPE_FILE
 
+SPELLED = {
+    "f1": "F1",
+    "mcc": "MCC",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "mse": "mean squared error",
+    "r2": "R²",
+    "roc_auc": "ROC AUC",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -154,10 +167,9 @@ def finite(value: float | None) -> float:
 
 def spelled(metric: str) -> str:
     """A score's name in words."""
-    known = {"f1": "F1", "mcc": "MCC", "bleu": "BLEU", "chrf": "chrF", "mse": "mean squared error", "r2": "R²"}
     if metric.startswith("f1/"):
         return f"F1 of {metric[3:]}"
-    return known.get(metric, metric.replace("f1_", "F1, ").replace("_", " "))
+    return SPELLED.get(metric, metric.replace("f1_", "F1, ").replace("_", " "))
 
 
 def duration(seconds: float | None) -> str:

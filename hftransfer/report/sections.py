@@ -18,13 +18,13 @@ MOST_SPOTS = 40
 def sentence(run: RunView) -> str:
     """The result in words: the score, its interval, and what it must beat."""
     interval, value = run.interval(run.metric), run.scores.get(run.metric)
-    bounds = f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
+    bounds = f" (95 % interval {brief(interval[0])} to {brief(interval[1])})" if interval else ""
     where = f"{run.count:,} {run.split} example" + ("s" if run.count != 1 else "")
     name = spelled(run.metric)
-    text = f"{name[0].upper() if name.islower() else name[0]}{name[1:]} on {where} is {number(value)}{bounds}"
+    text = f"{name[0].upper() if name.islower() else name[0]}{name[1:]} on {where} is {brief(value)}{bounds}"
     rivals = {name: scores[run.metric] for name, scores in run.baselines.items() if scores.get(run.metric) is not None}
     if rivals:
-        told = [f"{number(score)} for {name}" for name, score in rivals.items()]
+        told = [f"{brief(score)} for {name}" for name, score in rivals.items()]
         text += f", against {' and '.join(told)}"
     return f"{text}."
 
