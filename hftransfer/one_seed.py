@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,7 @@ def announce(prepared: Prepared, training: Training) -> None:
 def finish(prepared: Prepared, training: Training, run: Run) -> Results:
     """Score the final model in full precision on validation and test data, and save it into a run's folder."""
     task, data, strategy, accelerator = prepared.task, prepared.data, prepared.strategy, prepared.accelerator
+    started = time.perf_counter()
     # A sharded model may fit on no single device: it is scored in its shards and put together to be saved.
     model, sharded = training.model, is_sharded(training.model)
     model = model if sharded else strategy.finish(model)
@@ -145,4 +147,5 @@ def finish(prepared: Prepared, training: Training, run: Run) -> Results:
     gather_model(model, keep=accelerator.is_main_process, known=training.engine_weights)
     if accelerator.is_main_process:
         results.save(run, prepared.recipe, task, prepared.loaded, strategy.finish(model) if sharded else model)
+    found.seconds = time.perf_counter() - started
     return found

@@ -15,7 +15,6 @@ from hftransfer.report.charts import Series, Spot
 from hftransfer.report.outcomes import Outcomes
 from hftransfer.report.page import RunView, Section, Table, brief, duration, finite, size, spelled
 from hftransfer.report.statistics import Difference, Interval
-from hftransfer.report.svg import number
 from hftransfer.tasks.metrics import did_you_mean, greater_is_better
 
 SIGNIFICANT = 0.05
@@ -41,19 +40,19 @@ class Pair:
     def sentence(self, metric: str) -> str:
         """The result in words."""
         found, interval = self.difference, self.difference.interval
-        bounds = f"95 % interval {number(interval.low)} to {number(interval.high)}, p = {self.adjusted:.2g}"
+        bounds = f"95 % interval {brief(interval.low)} to {brief(interval.high)}, p = {self.adjusted:.2g}"
         if self.adjusted > SIGNIFICANT:
             return (
                 f"{self.first} and {self.second} are not distinguishable at n={found.count:,}: "
-                f"{spelled(metric)} differs by {number(interval.value)} ({bounds}); "
-                f"such a test set shows differences from about {number(found.smallest)} on."
+                f"{spelled(metric)} differs by {brief(interval.value)} ({bounds}); "
+                f"such a test set shows differences from about {brief(found.smallest)} on."
             )
         better, worse = self.first, self.second
         if (interval.value > 0) != greater_is_better(metric):
             better, worse = worse, better
         return (
             f"{better} is better than {worse} at n={found.count:,}: {spelled(metric)} differs by "
-            f"{number(abs(interval.value))} ({bounds})."
+            f"{brief(abs(interval.value))} ({bounds})."
         )
 
 

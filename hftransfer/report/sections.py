@@ -52,7 +52,7 @@ def verdict(run: RunView) -> str:
         about = run.seeds[run.split][run.metric]
         count = len(run.seeds["values"])
         remarks.append(
-            f"Over {count} seeds the mean is {number(about['mean'])}, the standard deviation {number(about['sd'])}."
+            f"Over {count} seeds the mean is {brief(about['mean'])}, the standard deviation {brief(about['sd'])}."
         )
     return " ".join(remarks)
 
@@ -113,8 +113,8 @@ def seeds(run: RunView) -> Section | None:
     text = f"The saved model is that of seed {about['chosen']}, which validation chose; every model was tested once."
     if luck:
         text += (
-            f" On validation it is {number(luck['lead_on_validation'])} better than the mean seed, on test "
-            f"{number(luck['lead_on_test'])}: {number(luck['optimism'])} of the lead is the luck of choosing."
+            f" On validation it is {brief(luck['lead_on_validation'])} better than the mean seed, on test "
+            f"{brief(luck['lead_on_test'])}: {brief(luck['optimism'])} of the lead is the luck of choosing."
         )
     spots = [Spot(f"seed {seed}", finite(values[run.split][metric])) for seed, values in about["values"].items()]
     chart = charts.intervals(
