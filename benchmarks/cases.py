@@ -165,7 +165,7 @@ SEEDS = Case(
         ours({"type": "feature_extraction"}, 10, "five seeds", seeds=5),
     ),
     (Comparison("five seeds", "one seed", 1.2, at_most=True),),
-    notes=("Five calls of `finetune` in one process, starting with an empty cache.",),
+    notes=("One call of `finetune` with `seeds`, starting with an empty cache.",),
 )
 
 _TOP = {"epochs": 5, "learning_rate": 5e-4, "frozen": 2}

@@ -17,7 +17,7 @@ from hftransfer.data.named import check_exists
 from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection, TaskSection
-from hftransfer.run import MODEL_FOLDER
+from hftransfer.run_files import MODEL_FOLDER
 from hftransfer.safety.files import replacing
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Predictions, Task

@@ -9,12 +9,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from hftransfer.redaction import secret_setting
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _split_seeds(value: Any) -> Any:
+    """`1,2,3` as a list."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def _distinct(value: int | list[int]) -> int | list[int]:
+    if isinstance(value, list) and len(set(value)) < len(value):
+        raise ValueError("a seed is named twice")
+    return value
+
+
+Seeds = Annotated[
+    PositiveInt | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
+    BeforeValidator(_split_seeds),
+    AfterValidator(_distinct),
+]
+"""A number of seeds, or the seeds."""
 
 
 class Section(BaseModel):
@@ -310,6 +329,11 @@ class EvaluationSection(Section):
         description="Keep the weights with the best validation metric, not the last ones; by strategy when absent.",
     )
     early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
+    calibration: Literal["auto", "required", "none"] = Field(
+        "auto",
+        description="Fold a temperature fitted on validation data, and labels' thresholds, into the head; auto: where "
+        "the head can take them.",
+    )
 
 
 class CacheSection(Section):
@@ -368,7 +392,18 @@ class Recipe(Section):
     )
     hub_private_repo: bool = Field(True, description="Whether the pushed repository is private.")
     trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
-    seed: int = Field(13, ge=0, description="Seed of the head, the order of examples and dropout.")
+    seed: int = Field(13, ge=0, description="Seed of splits, the head, the order of examples and dropout.")
+    seeds: Seeds | None = Field(
+        None, description="Train with several seeds on one split: how many, counted on from seed, or a list (1,2,3)."
+    )
+    report_examples: bool = Field(False, description="Show the worst errors with their texts in report.html.")
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seeds that a head, the order of examples and dropout are drawn from; `seed` alone decides the splits."""
+        if isinstance(self.seeds, int):
+            return tuple(range(self.seed, self.seed + self.seeds))
+        return tuple(self.seeds or (self.seed,))
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -17,15 +16,12 @@ import yaml
 from hftransfer.errors import HubError, RecipeError
 from hftransfer.locking import LOCK_FILE, FolderLock
 from hftransfer.recipe import Recipe
-from hftransfer.redaction import redact
-from hftransfer.safety.files import check_no_links, replacing
+from hftransfer.run_files import CARD_FILE, LOG_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, REPORT_FILE, write_whole
+from hftransfer.safety.files import check_no_links
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
 if TYPE_CHECKING:
     from hftransfer.report.model_card import CardFacts
-
-RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
-CARD_FILE, PREFLIGHT_FILE = "README.md", "preflight.json"
 
 
 class Run:
@@ -48,6 +44,11 @@ class Run:
     def model_folder(self) -> Path:
         """The plain Hugging Face folder."""
         return self.folder / MODEL_FOLDER
+
+    @property
+    def report_file(self) -> Path:
+        """The report, one page that opens offline."""
+        return self.folder / REPORT_FILE
 
     @property
     def recipe(self) -> Recipe:
@@ -249,16 +250,3 @@ def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = No
 def _yaml(values: dict[str, Any]) -> str:
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is whole or as it was before; secrets are redacted."""
-    with replacing(path) as temporary:
-        temporary.write_text(redact(text), encoding="utf-8")
-
-
-def plain_numbers(value: Any) -> Any:
-    """JSON has no NaN: an undefined score becomes null."""
-    if isinstance(value, dict):
-        return {name: plain_numbers(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

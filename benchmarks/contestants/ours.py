@@ -2,7 +2,7 @@
 
 Settings: mode, and recipe (sections of a Recipe). Modes:
     finetune   `finetune(recipe)`, from the tokenization to the last step and one evaluation on validation data;
-               seeds (how many, one after another), counts (report the operations of the loop or of the encoding),
+               seeds (how many, in one call), counts (report the operations of the loop or of the encoding),
                scored (whether to score the test data)
     probe      encode through the feature cache and fit a logistic regression, as `hftransfer.advise` does
 """
@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoTokenizer
 from benchmarks.contestants import common
 from benchmarks.contestants.common import MAX_LENGTH, Spec
 from benchmarks.peak import encoder_operations
-from hftransfer import Recipe, finetune, predict
+from hftransfer import Recipe, Run, finetune, predict
 from hftransfer.training import prepare
 
 # One evaluation, after the last step: the peers have one, too.
@@ -43,6 +43,7 @@ def recipe_of(spec: Spec, seed: int) -> Recipe:
         evaluation={"every": NEVER, "load_best": False},
         output_dir=str(Path(spec.folder) / f"run-{seed}"),
         seed=seed,
+        seeds=spec.settings.get("seeds"),
         **sections,
     )
 
@@ -69,22 +70,19 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 def train(spec: Spec) -> None:
     """Call `finetune` once per seed, and report."""
     splits = {"train": common.read_dataset(spec.train), "validation": common.read_dataset(spec.validation)}
-    runs, whole, scoring = [], 0.0, 0.0
     with timed(prepare, "load_pretrained") as loads:
-        for number in range(spec.settings.get("seeds", 1)):
-            recipe = recipe_of(spec, spec.seed + number)
-            started = time.perf_counter()
-            run = finetune(recipe, **splits)
-            whole += time.perf_counter() - started
-            # Scoring in full precision and saving come after the training; the peers' clock has stopped by then.
-            scoring += run.metrics["training"]["scoring_seconds"]
-            runs.append(run)
-    if len(loads) != len(runs):
-        raise RuntimeError("finetune does not load through prepare.load_pretrained any more: mend this clock")
-    facts = runs[0].metrics["training"]
+        started = time.perf_counter()
+        run = finetune(recipe_of(spec, spec.seed), **splits)
+        whole = time.perf_counter() - started
+    if len(loads) != 1:
+        raise RuntimeError("finetune does not load once through prepare.load_pretrained any more: mend this clock")
+    facts = run.metrics["training"]
+    # Scoring in full precision, saving and the report come after the training; the peers' clock has stopped by then.
+    of_seeds = [Run(folder).metrics["training"] for folder in run.folder.glob("seeds/*")] or [facts]
+    scoring = sum(one["scoring_seconds"] + one["report_seconds"] for one in of_seeds)
     lengths = token_lengths(spec)
     fields: dict[str, Any] = {
-        "tokens": sum(lengths["train"]) * recipe_epochs(runs[0]),
+        "tokens": sum(lengths["train"]) * recipe_epochs(run),
         "whole_seconds": whole,
         "load_seconds": sum(loads),
         "disk_bytes": sum(path.stat().st_size for path in cache_files(spec)),
@@ -93,10 +91,10 @@ def train(spec: Spec) -> None:
     }
     seconds = whole - sum(loads) - scoring
     if "counts" in spec.settings:
-        seconds, fields["operations"] = counted(spec, runs[0], lengths)
+        seconds, fields["operations"] = counted(spec, run, lengths)
     if spec.settings.get("scored", True):
         texts, labels = common.read_rows(spec.test)
-        found = [int(record["prediction"]) for record in predict(runs[0], texts)]
+        found = [int(record["prediction"]) for record in predict(run, texts)]
         fields |= common.count_correct(found, labels)
     common.report(spec, seconds, **fields)
 

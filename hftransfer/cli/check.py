@@ -38,7 +38,7 @@ def check(
     check_name(name)
     check_inputs(recipe)
     from hftransfer.finetuning import check as check_recipe
-    from hftransfer.run import plain_numbers
+    from hftransfer.run_files import plain_numbers
     from hftransfer.training.summary import console
 
     report = check_recipe(recipe, origins=RecipeConfig.origins)

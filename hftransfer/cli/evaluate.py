@@ -32,7 +32,7 @@ def evaluate(
         base: The checkpoint of an adapter that is alone, a folder or a Hub id with @revision.
     """
     from hftransfer import inference
-    from hftransfer.run import plain_numbers, write_whole
+    from hftransfer.run_files import plain_numbers, write_whole
     from hftransfer.training import summary
 
     if output is not None:

@@ -15,7 +15,7 @@ def export(model: Path, /, *, format: Literal["onnx"] = "onnx", output: Path | N
         output: The new folder; "onnx" beside the model when absent.
     """
     from hftransfer.hub.onnx_export import export_onnx
-    from hftransfer.run import MODEL_FOLDER
+    from hftransfer.run_files import MODEL_FOLDER
 
     folder = model / MODEL_FOLDER if (model / MODEL_FOLDER).is_dir() else model
     target = output or folder.parent / format

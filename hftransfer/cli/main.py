@@ -14,7 +14,21 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from hftransfer.cli import cache, check, copy, evaluate, export, predict, push, recipes, run, verify
+from hftransfer.cli import (
+    cache,
+    check,
+    compare,
+    copy,
+    evaluate,
+    export,
+    predict,
+    push,
+    recipes,
+    report,
+    run,
+    sweep,
+    verify,
+)
 from hftransfer.cli.errors import one_line
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.errors import RecipeError, UserError
@@ -48,6 +62,9 @@ def build_app() -> App:
     app.command(verify.verify, name="verify")
     app.command(export.export, name="export")
     app.command(cache.cache, name="cache")
+    app.command(report.report, name="report")
+    app.command(compare.compare, name="compare")
+    app.command(sweep.sweep, name="sweep", config=RecipeConfig())
     return app
 
 

@@ -115,6 +115,13 @@ Predictions: TypeAlias = NDArray[Any] | list[NDArray[Any]]
 """One entry per row: an array (N, P), or a list of arrays where rows differ in shape."""
 
 
+Outcome: TypeAlias = tuple[str, tuple[str, ...], dict[str, NDArray[Any]]]
+"""What the examples of a split came to: a key of `metrics.METRICS`, names of classes or kinds, and arrays (N, ...)."""
+
+Decisions: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+"""Logits (M, C) and the right class (M,) of every decision, or 0/1 labels (M, C) where each logit is a decision."""
+
+
 class Call(Protocol):
     """Runs the model on a batch."""
 
@@ -268,6 +275,14 @@ class Task(ABC):
     @abstractmethod
     def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
         """Metrics of decoded predictions against the labels."""
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """What every example adds to the scores, without its text (`report/outcomes.py` names the arrays)."""
+        return None
+
+    def decisions(self, predictions: Predictions, features: Features) -> Decisions | None:
+        """Logits and right classes, for a task whose probabilities can be calibrated by one temperature."""
+        return None
 
     @abstractmethod
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:

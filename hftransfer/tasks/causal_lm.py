@@ -21,10 +21,10 @@ from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.models.families import FAMILIES
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged
+from hftransfer.tasks.base import IGNORED, Call, Features, Outcome, Predictions, Ragged
 from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
 from hftransfer.tasks.losses import losses_by_row
-from hftransfer.tasks.text_metrics import generation_metrics, token_metrics, token_record
+from hftransfer.tasks.text_metrics import generation_metrics, text_outcomes, token_metrics, token_outcomes, token_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -240,6 +240,16 @@ class CausalLMTask(GenerationTask):
         if not self.completes:
             return token_metrics(losses)
         return {**token_metrics(losses), **generation_metrics(self.decoded(written), features.extra[REFERENCES])}
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """The summed loss and the number of tokens of every example; of completions also what the texts add."""
+        if features.labels is None:
+            return None
+        losses, written = _parts(predictions)
+        arrays = token_outcomes(losses, features.example_N, features.num_examples)
+        if self.completes:
+            return "generation", (), text_outcomes(self.decoded(written), features.extra[REFERENCES]) | arrays
+        return "causal_lm", (), arrays
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """The completion of every prompt; of a text its perplexity, mean loss and number of predicted tokens."""

@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hftransfer.errors import DataError
 
 OUTSIDE = "O"
@@ -129,6 +132,35 @@ def tag_scores(
         "word_accuracy": sum(hits.values()) / pairs.total(),
         **_by_name(hits, claimed, actual, actual, names),
     }
+
+
+def count_by_kind(
+    gold: Sequence[Sequence[Any]], predicted: Sequence[Sequence[Any]], kinds: Sequence[str], *, entities: bool
+) -> NDArray[np.int32]:
+    """Hits, claims and golds of every kind in every example, (N, kinds, 3).
+
+    Args:
+        gold: Entities, or the tag of every word.
+        predicted: What was predicted for it.
+        kinds: The kinds to count; what is of another kind is left out.
+        entities: Whether they are entities, which count once however often they are named.
+    """
+    place = {kind: number for number, kind in enumerate(kinds)}
+    counts_NC3 = np.zeros((len(gold), len(kinds), 3), np.int32)
+    for row, (right, guessed) in enumerate(zip(gold, predicted, strict=True)):
+        if entities:
+            found = [[one[0] for one in part] for part in (set(right) & set(guessed), set(guessed), set(right))]
+        else:
+            found = [
+                [tag for tag, guess in zip(right, guessed, strict=True) if tag == guess],
+                list(guessed),
+                list(right),
+            ]
+        for column, names in enumerate(found):
+            for name in names:
+                if name in place:
+                    counts_NC3[row, place[name], column] += 1
+    return counts_NC3
 
 
 def _by_name(

@@ -16,9 +16,9 @@ from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.models.vocabulary_head import logits_at
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import Call, Features, Predictions, Task
+from hftransfer.tasks.base import Call, Features, Outcome, Predictions, Task
 from hftransfer.tasks.losses import token_loss
-from hftransfer.tasks.text_metrics import generation_metrics
+from hftransfer.tasks.text_metrics import generation_metrics, text_outcomes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -126,6 +126,11 @@ class GenerationTask(Task):
     def score(self, predictions: Predictions, features: Features) -> dict[str, float]:
         """Overlap of the generated texts with the right ones."""
         return generation_metrics(self.decoded(predictions), features.extra[REFERENCES])
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """What every text adds to the scores."""
+        golds = features.extra.get(REFERENCES)
+        return None if golds is None else ("generation", (), text_outcomes(self.decoded(predictions), golds))
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """The generated text of every example."""

@@ -20,9 +20,9 @@ from hftransfer.models.families import FAMILIES
 from hftransfer.models.vocabulary_head import logits_at
 from hftransfer.recipe import DataSection, MaskedLM
 from hftransfer.tasks import masking, metrics
-from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged, Task, row_mask
+from hftransfer.tasks.base import IGNORED, Call, Features, Outcome, Predictions, Ragged, Task, row_mask
 from hftransfer.tasks.losses import token_loss
-from hftransfer.tasks.text_metrics import token_metrics, token_record
+from hftransfer.tasks.text_metrics import token_metrics, token_outcomes, token_record
 from hftransfer.tasks.windows import check_offsets
 
 if TYPE_CHECKING:
@@ -201,6 +201,13 @@ class MaskedLMTask(Task):
         """Mean loss, perplexity and accuracy over the tokens to guess."""
         scores = token_metrics([row_M2[:, 0] for row_M2 in predictions])
         return {**scores, "masked_accuracy": float(np.concatenate([row_M2[:, 1] for row_M2 in predictions]).mean())}
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """The summed loss, the number of tokens to guess and how many are guessed right, of every text."""
+        count = features.num_examples
+        arrays = token_outcomes([row_M2[:, 0] for row_M2 in predictions], features.example_N, count)
+        hits_R = [float(row_M2[:, 1].sum()) for row_M2 in predictions]
+        return "masked_lm", (), {**arrays, "hits": np.bincount(features.example_N, hits_R, count)}
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """How well the hidden tokens of each text are guessed: perplexity (null without any), and their number."""

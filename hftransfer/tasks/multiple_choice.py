@@ -21,7 +21,7 @@ from scipy.special import softmax
 from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, MultipleChoice, listed_columns
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import Call, Features, Predictions, Task, pad_columns
+from hftransfer.tasks.base import Call, Decisions, Features, Outcome, Predictions, Task, pad_columns
 from hftransfer.tasks.tokenization import tokenize
 
 if TYPE_CHECKING:
@@ -139,6 +139,24 @@ class MultipleChoiceTask(Task):
         """The share of examples whose best choice is the right one, and what guessing would reach."""
         assert isinstance(features.labels, np.ndarray)
         return metrics.multiple_choice_metrics(features.labels, predictions)
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """Whether every example's best choice is the right one."""
+        found = self.decisions(predictions, features)
+        return (
+            None
+            if found is None
+            else ("multiple_choice", (), {"right": (found[0].argmax(-1) == found[1]).astype(np.uint8)})
+        )
+
+    def decisions(self, predictions: Predictions, features: Features) -> Decisions | None:
+        """The logits of all choices, those that an example does not have without a chance, and the right ones."""
+        if not isinstance(features.labels, np.ndarray):
+            return None
+        logits_NC = np.full((len(predictions), max(map(len, predictions))), -np.inf, np.float32)
+        for row, logits_C in enumerate(predictions):
+            logits_NC[row, : len(logits_C)] = logits_C
+        return logits_NC, features.labels
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """The number and the text of the best choice, and the probability of every choice."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import DataSection, QuestionAnswering
 from hftransfer.tasks import metrics, squad
-from hftransfer.tasks.base import Call, Features, Predictions, Task
+from hftransfer.tasks.base import Call, Features, Outcome, Predictions, Task
 from hftransfer.tasks.windows import Windows, check_tagging, tokenize_windows
 
 if TYPE_CHECKING:
@@ -165,6 +165,19 @@ class QuestionAnsweringTask(Task):
         """SQuAD's exact match and F1, and what always saying that there is no answer would reach."""
         texts = [record["prediction"] for record in self.decode(predictions, features)]
         return metrics.question_answering_metrics(texts, features.extra["golds"])
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """Exact match and F1 of every question, and whether it has no answer."""
+        golds = features.extra["golds"]
+        if golds is None:
+            return None
+        texts = [record["prediction"] for record in self.decode(predictions, features)]
+        scores = [
+            (*squad.best_scores(text, gold), squad.best_scores("", gold)[0])
+            for text, gold in zip(texts, golds, strict=True)
+        ]
+        columns = np.asarray(scores, np.float32).T
+        return "question_answering", (), dict(zip(("exact_match", "f1", "is_empty"), columns, strict=True))
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per question the answer ("" for none), its probability and its place in the context."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import Call, Features, Predictions, Task
+from hftransfer.tasks.base import Call, Decisions, Features, Outcome, Predictions, Task
 from hftransfer.tasks.labels import Labels, column_names, infer_labels
 from hftransfer.tasks.losses import classification_loss, multi_label_loss, regression_loss
 from hftransfer.tasks.tokenization import tokenize
@@ -203,6 +203,24 @@ class TextClassificationTask(Task):
         if self.labels.problem == "multi_label":
             return metrics.multi_label_metrics(labels, expit(logits_NC), self.thresholds_C, self.labels.names)
         return metrics.classification_metrics(labels, softmax(logits_NC, axis=-1), self.labels.names)
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """Labels and logits; those of a multi-label problem are such that a label is predicted from 0 on."""
+        outputs_NC, labels = _by_example(predictions, features)
+        if not len(labels):
+            return None
+        if self.labels.problem == "regression":
+            arrays = {"labels": labels.astype(np.float32), "predictions": outputs_NC[:, 0].astype(np.float32)}
+        elif self.labels.problem == "multi_label":
+            arrays = {"labels": labels.astype(np.uint8), "logits": outputs_NC - logit(self.thresholds_C)}
+        else:
+            arrays = {"labels": labels.astype(np.int32), "logits": outputs_NC}
+        return self.labels.problem, self.labels.names, arrays
+
+    def decisions(self, predictions: Predictions, features: Features) -> Decisions | None:
+        """The examples' logits and labels; a regression has no probabilities."""
+        logits_NC, labels = _by_example(predictions, features)
+        return None if self.labels.problem == "regression" or not len(labels) else (logits_NC, labels)
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per example the label (or labels, or value) and the probability of every label."""

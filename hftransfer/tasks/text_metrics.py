@@ -34,6 +34,26 @@ def generation_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]
     Raises:
         DataError: If there is no example, or one without a right text.
     """
+    arrays = text_outcomes(texts, references)
+    scores = corpus_scores(arrays["chrf_counts"].sum(0)[None], arrays["bleu_counts"].sum(0)[None])
+    means = {name: float(arrays[name].mean()) for name in (*ROUGE, "exact_match")}
+    return {**{name: float(values[0]) for name, values in scores.items()}, **means}
+
+
+def text_outcomes(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
+    """What every text adds to the scores of `generation_metrics`.
+
+    Args:
+        texts: The generated texts, (N,).
+        references: The right texts of each example, at least one.
+
+    Returns:
+        `chrf_counts` and `bleu_counts`, sacreBLEU's counts of n-grams (N, ...), whose sums decide the corpus scores;
+        the ROUGE scores and `exact_match`, (N,).
+
+    Raises:
+        DataError: If there is no example, or one without a right text.
+    """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -52,11 +72,39 @@ def generation_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]
         " ".join(text.split()) in {" ".join(gold.split()) for gold in golds}
         for text, golds in zip(texts, references, strict=True)
     ]
+    counts: dict[str, Any] = {
+        # What sacreBLEU's own bootstrap works with; it has no other name for it.
+        f"{name}_counts": np.asarray(scorer._extract_corpus_statistics(list(texts), streams), np.int64)
+        for name, scorer in (("chrf", CHRF()), ("bleu", BLEU()))
+    }
+    means = {name: np.asarray([scores[theirs].fmeasure for scores in rouge]) for name, theirs in ROUGE.items()}
+    return {**counts, **means, "exact_match": np.asarray(matches, np.float64)}
+
+
+def corpus_scores(chrf_RS: NDArray[Any], bleu_RS: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Corpus scores of sacreBLEU, as fractions, of R sums of the counts of `text_outcomes`."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    chrf, bleu = CHRF(), BLEU()
     return {
-        "chrf": CHRF().corpus_score(list(texts), streams).score / 100,
-        "bleu": BLEU().corpus_score(list(texts), streams).score / 100,
-        **{name: float(np.mean([scores[theirs].fmeasure for scores in rouge])) for name, theirs in ROUGE.items()},
-        "exact_match": float(np.mean(matches)),
+        "chrf": np.asarray([chrf._compute_score_from_stats(row.tolist()).score for row in chrf_RS]) / 100,
+        "bleu": np.asarray([bleu._compute_score_from_stats(row.tolist()).score for row in bleu_RS]) / 100,
+    }
+
+
+def token_outcomes(losses: Sequence[NDArray[Any]], example_N: NDArray[np.int64], count: int) -> dict[str, NDArray[Any]]:
+    """The summed loss and the number of scored tokens of every example.
+
+    Args:
+        losses: The losses of each row.
+        example_N: The example of each row.
+        count: How many examples there are.
+    """
+    sums = [float(np.sum(row, dtype=np.float64)) for row in losses]
+    return {
+        "loss": np.bincount(example_N, sums, count),
+        "tokens": np.bincount(example_N, [len(row) for row in losses], count),
     }
 
 

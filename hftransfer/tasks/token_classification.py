@@ -22,11 +22,12 @@ from torch.nn import functional
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TokenClassification
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import IGNORED, Call, Features, Predictions, Ragged, Task
+from hftransfer.tasks.base import IGNORED, Call, Decisions, Features, Outcome, Predictions, Ragged, Task
 from hftransfer.tasks.entities import (
     OUTSIDE,
     Entity,
     are_entity_tags,
+    count_by_kind,
     entity_scores,
     find_entities,
     tag_scores,
@@ -241,12 +242,34 @@ class TokenClassificationTask(Task):
         by_tag = tag_scores(golds, guessed, self.names)
         if not self.marks_entities:
             return by_tag
-        gold = [_gold_entities(example, golds, spans, texts) for example in range(len(golds))]
-        found = [find_entities([tag or OUTSIDE for tag in tags]) for tags in guessed]
-        if spans is not None:
-            found = [_in_characters(one, text) for one, text in zip(found, texts, strict=True)]
-        scores = entity_scores(gold, found, self.kinds)
+        scores = entity_scores(*_entities(golds, guessed, spans, texts), self.kinds)
         return {"f1": scores.pop("f1"), "word_accuracy": by_tag["word_accuracy"], **scores}
+
+    def outcomes(self, predictions: Predictions, features: Features) -> Outcome | None:
+        """Hits, claims and golds of every kind of entity (or tag), and right words of all words."""
+        golds, spans, texts = (features.extra[name] for name in ("golds", "spans", "texts"))
+        if golds is None:
+            return None
+        guessed = [tags for tags, _ in self._merge(predictions, features)]
+        right = [sum(map(str.__eq__, gold, map(str, tags))) for gold, tags in zip(golds, guessed, strict=True)]
+        words_N2 = np.stack([right, [len(gold) for gold in golds]], 1).astype(np.int32)
+        gold: Sequence[Sequence[Any]] = golds
+        found: Sequence[Sequence[Any]] = guessed
+        if self.marks_entities:
+            gold, found = _entities(golds, guessed, spans, texts)
+        counts_NC3 = count_by_kind(gold, found, self.kinds, entities=self.marks_entities)
+        return (
+            "entities" if self.marks_entities else "tags",
+            tuple(self.kinds),
+            {"counts": counts_NC3, "words": words_N2},
+        )
+
+    def decisions(self, predictions: Predictions, features: Features) -> Decisions | None:
+        """The logits of all tagged words whose tag the model has, and their tags."""
+        if not isinstance(features.labels, Ragged):
+            return None
+        labels_W = features.labels.values
+        return np.concatenate(list(predictions))[labels_W != IGNORED], labels_W[labels_W != IGNORED]
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per example the tag of every word; for raw text the words; for entities where they are, and how sure."""
@@ -354,6 +377,20 @@ def _gold_entities(
 ) -> list[Entity]:
     """The entities of an example: in characters where spans were given, else in words."""
     return find_entities(golds[example]) if spans is None else spans[example]
+
+
+def _entities(
+    golds: list[list[str]],
+    guessed: Sequence[Sequence[str | None]],
+    spans: list[list[Entity]] | None,
+    texts: Sequence[Text],
+) -> tuple[list[list[Entity]], list[list[Entity]]]:
+    """The right and the predicted entities of every example."""
+    gold = [_gold_entities(example, golds, spans, texts) for example in range(len(golds))]
+    found = [find_entities([tag or OUTSIDE for tag in tags]) for tags in guessed]
+    if spans is not None:
+        found = [_in_characters(one, text) for one, text in zip(found, texts, strict=True)]
+    return gold, found
 
 
 def _in_characters(entities: Sequence[Entity], text: Text) -> list[Entity]:

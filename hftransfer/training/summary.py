@@ -92,6 +92,35 @@ def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def seed_table(seeds: Mapping[str, Any], metric: str) -> Table:
+    """The scores of every seed, and their mean and spread.
+
+    Args:
+        seeds: As in metrics.json.
+        metric: The score that chose.
+    """
+    table = Table(title=f"Seeds ({metric})", title_justify="left", show_edge=False)
+    table.add_column("seed")
+    for split in seeds["splits"]:
+        table.add_column(split, justify="right")
+    for seed, values in seeds["values"].items():
+        mark = "  chosen" if seed == str(seeds["chosen"]) else ""
+        table.add_row(f"{seed}{mark}", *(f"{_number(values[split][metric]):.4f}" for split in seeds["splits"]))
+    for name, key in (("mean", "mean"), ("standard deviation", "sd")):
+        table.add_row(name, *(f"{_number(seeds[split][metric][key]):.4f}" for split in seeds["splits"]))
+    if "best_of" in seeds:
+        luck = seeds["best_of"]
+        table.caption = (
+            f"The chosen seed leads the mean by {luck['lead_on_validation']:.4f} on validation and by "
+            f"{luck['lead_on_test']:.4f} on test: {luck['optimism']:.4f} is the luck of choosing."
+        )
+    return table
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
 def console(main_process: bool) -> Console:
     """A console that writes on the main process alone, and does not cut tables short in a log file."""
     found = Console(quiet=not main_process, highlight=False)

@@ -19,7 +19,7 @@ from hftransfer import Recipe
 from hftransfer.cli.main import guarded
 from hftransfer.errors import UserError
 from hftransfer.redaction import MARK, RedactedStream, holds_secret, redact, redact_values, secret_setting
-from hftransfer.run import write_whole
+from hftransfer.run_files import write_whole
 from tests.running import command
 
 TOKEN = "hf_" + "CanaryToken" * 3 + "x"

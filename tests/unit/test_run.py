@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
-from hftransfer.run import Run, check_output_folder, create_run, plain_numbers, write_whole
+from hftransfer.run import Run, check_output_folder, create_run
+from hftransfer.run_files import plain_numbers, write_whole
 
 RECIPES: list[dict[str, Any]] = [
     {},

@@ -1,0 +1,20 @@
+"""Tables and lines for the terminal, without loading torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text, the first column on the left and the others on the right."""
+    table = Table(title=title, title_justify="left", show_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    found = Console(highlight=False)
+    # Not cut short in a log file.
+    (found if found.is_terminal else Console(highlight=False, width=120)).print(table)
