@@ -92,6 +92,8 @@ def _check_checkpoint(checkpoint: str) -> None:
             return
         if path.is_file():
             raise CheckpointError("is a file, not a folder", where=checkpoint, fix="name the folder that it is in")
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"no usable name ({error})", where="checkpoint", fix="give a folder or a Hub id"

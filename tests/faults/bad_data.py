@@ -326,8 +326,8 @@ def run(count: int, first: int = 0, show: bool = True) -> str:
                         print(f"seed {seed} ({kind}): {wrong}\n    {outcome.error[-500:]}", file=sys.stderr, flush=True)
     refused = count - failures.total()
     return (
-        f"| {count:,} generated bad data files ({', '.join(FORMATS)}; all tasks) | {refused:,} refused: status 2, one line "
-        f"that names the file, no output; slowest {slowest:.1f} s, at most {largest >> 20} MiB |"
+        f"| {count:,} generated bad data files ({', '.join(FORMATS)}; all tasks) | {refused:,} refused: status 2, "
+        f"one line that names the file, no output; slowest {slowest:.1f} s, at most {largest >> 20} MiB |"
     )
 
 
