@@ -132,7 +132,7 @@ def train_heads(prepared: Prepared, training: Training, settings: Sequence[HeadS
         except NoChainError as reason:
             prepared.say(f"Seeds one by one: {reason}")
             return None
-        training.cache_facts = inputs.facts()
+        cache_facts = inputs.facts()
         encoding = inputs.encoding_seconds
     prepared.say(f"{len(settings)} heads are trained at once, in fp32")
     heads = _loop(prepared, bench, settings)
@@ -140,6 +140,7 @@ def train_heads(prepared: Prepared, training: Training, settings: Sequence[HeadS
     share = (time.perf_counter() - started - encoding) / len(heads)
     for number, head in enumerate(heads):
         head.progress.seconds = share + (encoding if number == 0 else 0.0)
+        head.progress.cache_facts = dict(cache_facts)
     return heads
 
 

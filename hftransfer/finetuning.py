@@ -53,7 +53,7 @@ def finetune(
         training = one_seed.build(first)
         report = preflight_of_run(first.assembled(training), prepared.say)
         # Training, and what it leaves behind: the model, and the scores of exactly these weights.
-        run = (seeds if several else one_seed).train(prepared, training, report)
+        run = seeds.train(prepared, training, report) if several else one_seed.train(prepared, training, report)
         push_when_asked(run, prepared.recipe, prepared.say, prepared.accelerator.is_main_process)
         return run
 

@@ -21,7 +21,7 @@ import transformers
 
 from hftransfer.errors import StrategyError
 from hftransfer.models.probe import check_folder
-from tests.faults import FAULTS, edit_json, rehash, restored
+from tests.folder_faults import FAULTS, edit_json, rehash, restored
 from tests.tiny_models import FAMILIES, write_tiny_checkpoint
 from tests.tiny_runs import CLASSES, STRATEGIES, TASKS, tiny_run
 from tests.tiny_runs import FAMILIES as FAMILY_OF

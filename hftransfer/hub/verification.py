@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from hftransfer.errors import CheckpointError, HubError
 from hftransfer.hub.upload import explain
 from hftransfer.models import probe
-from hftransfer.models.load import split_revision
+from hftransfer.models.source import split_revision
 
 MODEL_FOLDER = "model"
 """Where a run has its model."""

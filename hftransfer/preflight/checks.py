@@ -48,8 +48,8 @@ def preflight_of_run(ready: Assembled, say: Callable[..., Any]) -> Report | None
     Raises:
         TrainingError: At errors, and if the recipe is strict at warnings.
     """
-    recipe, state = ready.recipe, ready.training.state
-    if recipe.preflight == "off" or (recipe.resume == "auto" and state.checkpoints()):
+    recipe, state = ready.recipe, ready.training.saving.state
+    if recipe.preflight == "off" or (recipe.resume != "never" and state.checkpoints()):
         return None
     report = preflight(ready, thorough=False)
     serious = report.of("error", "warning")

@@ -46,7 +46,7 @@ def _token_wise_part(inner: nn.Module) -> nn.Module | None:
     """The part of the last block that can run on the first token alone."""
     anatomy, config = getattr(inner, ANATOMY, None), getattr(inner, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
-    if anatomy is None or family is None or family.token_wise is None or family.head_token != "first":
+    if anatomy is None or config is None or family is None or family.token_wise is None or family.head_token != "first":
         return None
     if not anatomy.model_class.endswith(READS_ONE_TOKEN):
         return None

@@ -23,7 +23,7 @@ from hftransfer.hub.verification import check_in_fresh_process
 from hftransfer.models import probe
 from hftransfer.models.probe import check_folder
 from hftransfer.report.model_card import HEADLINES, check_weights, render_card
-from tests.faults import FAULTS, edit_json, rehash, restored
+from tests.folder_faults import FAULTS, edit_json, rehash, restored
 from tests.running import command
 from tests.tiny_models import write_tiny_checkpoint
 from tests.tiny_runs import TASKS, checkpoint_of, tiny_run
