@@ -16,6 +16,7 @@ from hftransfer.preflight.lengths import check_lengths
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.preflight.swapped import swapped_labels
 from hftransfer.training.assembled import Assembled
+from hftransfer.training.checkpoint_files import checkpoints
 from hftransfer.training.distributed import kind_of
 
 
@@ -48,8 +49,8 @@ def preflight_of_run(ready: Assembled, say: Callable[..., Any]) -> Report | None
     Raises:
         TrainingError: At errors, and if the recipe is strict at warnings.
     """
-    recipe, state = ready.recipe, ready.training.saving.state
-    if recipe.preflight == "off" or (recipe.resume != "never" and state.checkpoints()):
+    recipe, folder = ready.recipe, ready.training.saving.state.folder
+    if recipe.preflight == "off" or (recipe.resume != "never" and checkpoints(folder)):
         return None
     report = preflight(ready, thorough=False)
     serious = report.of("error", "warning")
