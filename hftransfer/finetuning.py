@@ -16,6 +16,7 @@ from hftransfer.run import Run, check_output_folder, check_push, push_when_asked
 from hftransfer.strategies import build_strategy
 from hftransfer.tasks.registry import build_task
 from hftransfer.training import calibration, prepare
+from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import resolve
 from hftransfer.training.precision import build_accelerator
 
@@ -73,9 +74,20 @@ def check(
     Returns:
         What was found; `report.findings` is data, `report.refuse(strict=True)` raises at warnings.
     """
-    prepared = prepare_all(recipe, train=train, validation=validation, test=test, origins=origins)
-    first = seeds.first_of(prepared)
-    return preflight(first.assembled(one_seed.build(first)), thorough=True)
+    return preflight(assemble(recipe, train=train, validation=validation, test=test, origins=origins), thorough=True)
+
+
+def assemble(
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Assembled:
+    """The training of a recipe's first seed, ready to start. Arguments and errors are those of `finetune`."""
+    first = seeds.first_of(prepare_all(recipe, train=train, validation=validation, test=test, origins=origins))
+    return first.assembled(one_seed.build(first))
 
 
 def prepare_all(

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import UNIONS, Recipe, StrategySettings
+from hftransfer.recipe import UNIONS, Recipe
+from hftransfer.strategy_settings import StrategySettings
 
 if TYPE_CHECKING:
     import optuna

@@ -19,7 +19,7 @@ from hftransfer.strategies.param_groups import build_param_groups
 if TYPE_CHECKING:
     from torch import nn
 
-    from hftransfer.recipe import StrategySection
+    from hftransfer.strategy_settings import StrategySection
 
 
 @dataclass(frozen=True)

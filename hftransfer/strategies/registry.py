@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hftransfer.errors import StrategyError
-from hftransfer.recipe import StrategySection, StrategySettings
 from hftransfer.strategies.base import Strategy
 from hftransfer.strategies.bitfit import BitFit
 from hftransfer.strategies.feature_extraction import FeatureExtraction
@@ -18,6 +17,7 @@ from hftransfer.strategies.ia3 import Ia3
 from hftransfer.strategies.lora import Lora
 from hftransfer.strategies.lp_ft import LpFt
 from hftransfer.strategies.top_layers import TopLayers
+from hftransfer.strategy_settings import StrategySection, StrategySettings
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.type: strategy

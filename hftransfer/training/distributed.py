@@ -227,7 +227,7 @@ def engine_weights(accelerator: Accelerator, engine: nn.Module) -> Weights:
 
 
 def gather_model(model: nn.Module, *, keep: bool, known: Mapping[str, torch.Tensor]) -> None:
-    """Turn a sharded model into a plain one on the CPU, to be saved and not to be run; whole models stay as they are.
+    """Turn a sharded model into a plain one on the CPU, which its process can run; whole models stay as they are.
 
     Args:
         model: Changed in place.
@@ -247,6 +247,10 @@ def gather_model(model: nn.Module, *, keep: bool, known: Mapping[str, torch.Tens
             module._parameters[name] = done[id(parameter)]
     for module in model.modules():
         if isinstance(module, FSDPModule):
+            # Its hooks would wait for the other processes.
+            state = module._get_fsdp_state()
+            for handle in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
+                handle.remove()
             # Sharding made it an instance of a class of its own, under which it must not be saved.
             module.__class__ = _class_before_sharding(type(module))
 

@@ -86,7 +86,11 @@ def test_every_score_of_the_card_is_one_of_the_metrics(task: str, runs: Runs) ->
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found == {name: value for name, value in test.items() if name in HEADLINES and value is not None}
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
-    rows = dict(re.findall(r"^\| (\S+) \| (\S+) \| \S+ \|$", card_of(run).partition("## Results")[2], re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| (\S+) \| (\S+)(?: \[[^\]]+\])? \| .+ \|$", card_of(run).partition("## Results")[2], re.MULTILINE
+        )
+    )
     for name, value in test.items():
         if "/" not in name:
             assert rows[name] == ("undefined" if value is None else f"{value:.4f}"), name

@@ -117,7 +117,7 @@ def pickled_training_state(folder: Path, canary: Path) -> tuple[Action, Action]:
     from accelerate import Accelerator
 
     from hftransfer import Recipe
-    from hftransfer.training.state import TrainingState
+    from hftransfer.training.state import Batching, TrainingState
 
     step = folder / "step-00000001"
     step.mkdir(parents=True)
@@ -130,8 +130,8 @@ def pickled_training_state(folder: Path, canary: Path) -> tuple[Action, Action]:
         def load_state_dict(self, state: Any) -> None:
             pass
 
-    state = TrainingState(folder, Recipe(checkpoint="c"), [], Accelerator(cpu=True))
-    return state.load, lambda: load_custom_state(Holder(), str(step), 0)
+    state = TrainingState(folder, Recipe(checkpoint="c"), "data", "weights", Accelerator(cpu=True))
+    return lambda: state.find(Batching(1, 1)), lambda: load_custom_state(Holder(), str(step), 0)
 
 
 def remote_model(folder: Path, canary: Path) -> tuple[Action, Action]:

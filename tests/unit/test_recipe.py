@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from hftransfer.cli.recipes import config_files, recipe_names, schema_file
-from hftransfer.recipe import DataSection, Lora, PlainStrategy, Recipe, TopLayers
+from hftransfer.recipe import DataSection, Recipe
+from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
 from scripts.write_schema import recipe_schema, schema_text
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hftransfer.cli.main import main
 from hftransfer.cli.yaml_config import read_yaml
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import Lora, PlainStrategy, Recipe, TopLayers
+from hftransfer.recipe import Recipe
 from hftransfer.run import create_run
+from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
 
 # Every setting away from its default, one recipe per strategy that has settings of its own kind.
 RECIPES: list[dict[str, Any]] = [

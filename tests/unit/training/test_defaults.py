@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from hftransfer.recipe import OptimSection, Recipe, StrategySettings
+from hftransfer.recipe import OptimSection, Recipe
+from hftransfer.strategy_settings import StrategySettings
 from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve
 
 # A section may serve several strategies.
