@@ -25,6 +25,7 @@ from hftransfer.models.adapter_base import base_of, read_adapter
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.models.families import FAMILIES
 from hftransfer.models.pooling import Pooling, available_poolings, configure_pooling, write_pooling_block
+from hftransfer.models.quiet import quiet
 from hftransfer.models.source import Source, check_no_adapter, open_source, split_revision
 from hftransfer.models.stored import stored_weights
 from hftransfer.models.trust import check_model_size, check_sizes, check_tokenizer
@@ -84,7 +85,7 @@ def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, tuple[str,
     """The tokenizer, and a line for the user where it had to be made from a lone vocab.txt."""
     name = source.name
     notes: tuple[str, ...] = ()
-    with _reading(name), _quiet():
+    with _reading(name), quiet():
         check_tokenizer(source.folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
         vocabulary = source.folder / "vocab.txt"
@@ -219,7 +220,7 @@ def load_trained(folder: str | Path, *, base: str | None = None, attn_implementa
         check_adapter_saves(adapter, [key for key in anatomy.head_parameters if key in lacking], name)
         from peft import PeftModel
 
-        with _reading(name), _quiet(), warnings.catch_warnings():
+        with _reading(name), quiet(), warnings.catch_warnings():
             # PEFT only warns, and would leave the adapter without effect.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = cast(PreTrainedModel, PeftModel.from_pretrained(model, name, is_trainable=False).eval())
@@ -265,7 +266,7 @@ def _open(checkpoint: str, trust_remote_code: str | None = None) -> Source:
 
 def _load_config(source: Source) -> PretrainedConfig:
     """The config of a checkpoint."""
-    with _reading(source.name), _quiet():
+    with _reading(source.name), quiet():
         config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.runs_code)
     return cast(PretrainedConfig, config)
 
@@ -297,7 +298,7 @@ def _from_pretrained(
     check_sizes(source.folder, stored)
     if not source.runs_code:
         check_model_size(model_class, config, source.folder, stored)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         model, report = model_class.from_pretrained(
             str(source.folder),
             config=config,
@@ -346,18 +347,3 @@ def _reading(name: str) -> Iterator[None]:
         if "connect" in reason or "offline" in reason.lower():
             reason = "not a folder here, and the Hub could not be reached"
         raise CheckpointError(reason, where=name, fix="give a folder, or a Hub id this machine can reach") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' warnings and progress bars, and put them back as they were."""
-    logging = transformers.utils.logging
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()

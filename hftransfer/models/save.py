@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hftransfer.models.quiet import quiet
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,7 +51,8 @@ def save_model(
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(model, tokenizer, temporary, checkpoint, revision, config, complete)
+        with quiet():
+            _write(model, tokenizer, temporary, checkpoint, revision, config, complete)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:
