@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hftransfer import Run, predict
-from tests.running import command, flags, write_rows
+from tests.running import command, flags, launch, write_rows
 from tests.tiny_models import WORDS
 
 ROWS: list[dict[str, Any]] = [
@@ -125,3 +125,29 @@ def test_mistakes_are_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert message in lines[0]
+
+
+MIXED = """
+import json, sys
+from hftransfer import Recipe, finetune
+
+settings = json.loads(open(sys.argv[1]).read())
+run = finetune(Recipe(**settings["recipe"]), train=settings["rows"], validation=settings["rows"][:4])
+print(run.metrics["training"]["mixed_precision"])
+"""
+
+
+def test_what_generates_in_a_bf16_training_sees_the_precision_of_its_frozen_weights(
+    language_models: Path, tmp_path: Path
+) -> None:
+    """generate() goes around the forward that Accelerate wraps; the frozen weights are bf16 then, and the rest is not."""
+    recipe = {
+        "checkpoint": str(language_models / "t5" / "AutoModelForSeq2SeqLM"),
+        "data": {"text": "source", "label": "target"},
+        "task": {"type": "seq2seq", "max_new_tokens": 3},
+        "strategy": {"type": "lora"},
+        "optim": {"max_steps": 1, "per_device_train_batch_size": 4},
+        "output_dir": str(tmp_path / "run"),
+    }
+    settings = {"recipe": recipe, "rows": ROWS[:8]}
+    assert "bf16" in launch(tmp_path, [], MIXED, settings, ACCELERATE_MIXED_PRECISION="bf16")
