@@ -140,7 +140,7 @@ print(run.metrics["training"]["mixed_precision"])
 def test_what_generates_in_a_bf16_training_sees_the_precision_of_its_frozen_weights(
     language_models: Path, tmp_path: Path
 ) -> None:
-    """generate() goes around the forward that Accelerate wraps; the frozen weights are bf16 then, and the rest is not."""
+    """generate() goes around the forward that Accelerate wraps, and meets frozen weights that were cast to bf16."""
     recipe = {
         "checkpoint": str(language_models / "t5" / "AutoModelForSeq2SeqLM"),
         "data": {"text": "source", "label": "target"},
