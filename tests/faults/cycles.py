@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.faults.workshop import ROWS, Outcome, Workshop
+from tests.faults.workshop import CHILD_SECONDS, ROWS, Outcome, Workshop
 
 FAULT = "200 short cycles in one process"
 FULL, SHORT = 200, 0
@@ -32,7 +32,7 @@ def campaign(workshop: Workshop, count: int) -> Outcome:
                 file.write(f"{_resident_bytes()} {len(os.listdir('/proc/self/fd'))} {_threads()}\n")
                 file.flush()
 
-    child = workshop.run({**settings, "resume": "auto"}, before=before)
+    child = workshop.run({**settings, "resume": "auto"}, within=CHILD_SECONDS * (1 + count / 20), before=before)
     figures = [tuple(map(int, line.split())) for line in noted.read_text().splitlines()]
     wrong = [] if len(figures) == count else [f"{len(figures)} cycles: {child.last_line()}"]
     start = figures[int(len(figures) * WARM_UP_SHARE)]

@@ -35,7 +35,7 @@ def _limited(workshop: Workshop, part: str, reference: Path, wrong: list[str]) -
     settings = workshop.settings(part, "gradual_unfreezing", resume="auto")
     places = {
         "checkpoint": ("hftransfer.training.loop", "training_step", 8),
-        "export": ("hftransfer.finetuning", "save_model", 1),
+        "export": ("hftransfer.training.facts", "save_model", 1),
     }
     before = _limit_while_caching if part == "cache" else lambda: _limit_from(*places[part])
     child = workshop.run(settings, before=before)
@@ -121,10 +121,9 @@ def _then_goes_on_after(
     """Fill the disk at a step, or before the export; then empty it."""
 
     def before() -> None:
-        from hftransfer import finetuning
-        from hftransfer.training import loop, state
+        from hftransfer.training import facts, loop, state
 
-        owner, name = (loop, "training_step") if call > 0 else (finetuning, "save_model")
+        owner, name = (loop, "training_step") if call > 0 else (facts, "save_model")
         real, calls = getattr(owner, name), iter(range(1, 1_000_000))
         # Not asked whether there is room: the write itself shall fail.
         state.check_room = lambda *_: None

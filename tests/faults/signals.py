@@ -27,7 +27,7 @@ PARTS: dict[str, tuple[str, int, int]] = {
     # An evaluation has three passes: one each at the steps 4, 8, ... 32 and 33, and two after the training.
     "evaluation": (f"{TASK}.predictions", 2, 4),
     "final scoring": (f"{TASK}.predictions", 29, 33),
-    "export": ("hftransfer.finetuning.save_model", 1, -1),
+    "export": ("hftransfer.training.facts.save_model", 1, -1),
 }
 
 

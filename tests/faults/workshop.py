@@ -178,10 +178,10 @@ class Workshop:
         self.finished(self.settings(f"{strategy}-timed", strategy))
         return time.monotonic() - started
 
-    def run(self, settings: Mapping[str, Any], **options: Any) -> Child:
-        """Start a run and wait for its end."""
+    def run(self, settings: Mapping[str, Any], within: float = CHILD_SECONDS, **options: Any) -> Child:
+        """Start a run and wait for its end, so many seconds at most."""
         child = self.start(settings, **options)
-        child.wait()
+        child.wait(within)
         return child
 
     def finished(self, settings: Mapping[str, Any], **options: Any) -> Path:
