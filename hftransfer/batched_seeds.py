@@ -27,7 +27,7 @@ from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.models.weights import initialise
 from hftransfer.one_seed import Prepared
 from hftransfer.run import Run, create_run
-from hftransfer.run_files import LOG_FILE, plain_numbers
+from hftransfer.run_files import LOG_FILE, SEEDS_FOLDER, plain_numbers
 from hftransfer.tasks.base import Features, Outcome, Task
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
@@ -35,7 +35,6 @@ from hftransfer.training.loop import LOG_EVERY, Training, is_better
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.state import Progress
 
-FOLDER = "seeds"
 CHECKED_ROWS = 4
 
 
@@ -263,7 +262,7 @@ def _finish(
     for head in heads:
         load_head(chain, head.weights)
         seed = head.settings.seed
-        folder = run.folder / FOLDER / str(seed)
+        folder = run.folder / SEEDS_FOLDER / str(seed)
         own = prepared.recipe.model_copy(update={"seeds": [seed], "output_dir": str(folder)})
         task = training.task = copy.copy(prepared.task)
         training.progress = head.progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,6 @@ from hftransfer.preflight.findings import Report
 from hftransfer.recipe import Recipe
 from hftransfer.results import Data, Results
 from hftransfer.run import Run, create_run
-from hftransfer.run_files import PREFLIGHT_FILE, plain_numbers, write_whole
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training import prepare, summary
@@ -126,10 +124,8 @@ def train(prepared: Prepared, training: Training | None = None, report: Report |
     """
     training = training or build(prepared)
     writes = prepared.accelerator.is_main_process
-    run = create_run(prepared.recipe, writes, prepared.lock)
+    run = create_run(prepared.recipe, writes, prepared.lock, None if report is None else report.as_data())
     prepared.accelerator.wait_for_everyone()
-    if report is not None and writes:
-        write_whole(run.folder / PREFLIGHT_FILE, json.dumps(plain_numbers(report.as_data()), indent=1) + "\n")
     announce(prepared, training)
     with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
         training.run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from hftransfer.report import baselines, facts, outcomes
 from hftransfer.report.html import write_report
 from hftransfer.report.statistics import LEVEL, RESAMPLES, Interval
 from hftransfer.run import Run
-from hftransfer.run_files import METRICS_FILE, plain_numbers, write_whole
+from hftransfer.run_files import METRICS_FILE, write_json
 from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.training import calibration, prepare
 from hftransfer.training import facts as run_facts
@@ -160,8 +159,8 @@ def write(run: Run, training: Training, recipe: Recipe, data: Data, found: Resul
         "base_revision": run_facts.commit_of(*split_revision(recipe.checkpoint)),
     }
     written["training"]["report_seconds"] = round(time.perf_counter() - started, 3)
-    _write_json(run, METRICS_FILE, written)
-    _write_json(run, facts.FILE, report_facts(training, recipe, data, found))
+    write_json(run.folder / METRICS_FILE, written)
+    write_json(run.folder / facts.FILE, report_facts(training, recipe, data, found))
     write_report(run.folder)
 
 
@@ -186,7 +185,3 @@ def report_facts(training: Training, recipe: Recipe, data: Data, found: Results)
             task, recipe, dataset, found.predictions[last], data.features[last], badness_N
         )
     return shown
-
-
-def _write_json(run: Run, name: str, values: dict[str, Any]) -> None:
-    write_whole(run.folder / name, json.dumps(plain_numbers(values), indent=1) + "\n")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,17 @@ import yaml
 from hftransfer.errors import HubError, RecipeError
 from hftransfer.locking import LOCK_FILE, FolderLock
 from hftransfer.recipe import Recipe
-from hftransfer.run_files import CARD_FILE, LOG_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, REPORT_FILE, write_whole
+from hftransfer.run_files import (
+    CARD_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    PREFLIGHT_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    write_json,
+    write_whole,
+)
 from hftransfer.safety.files import check_no_links
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 
@@ -225,8 +235,16 @@ def push_when_asked(run: Run, recipe: Recipe, say: Callable[[str], None], writes
         say(f"Pushed: {run.push_to_hub(hub_name(recipe), private=recipe.hub_private_repo)}")
 
 
-def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = None) -> Run:
+def create_run(
+    recipe: Recipe, writes: bool = True, lock: FolderLock | None = None, preflight: Mapping[str, Any] | None = None
+) -> Run:
     """Make the run's folder, take its lock and write the resolved recipe into it; only one process writes.
+
+    Args:
+        recipe: The resolved recipe.
+        writes: Whether this process is the one.
+        lock: Keeps other runs out of the folder.
+        preflight: What preflight found, to be kept.
 
     Raises:
         RecipeError: If another run has the folder by now.
@@ -244,6 +262,8 @@ def create_run(recipe: Recipe, writes: bool = True, lock: FolderLock | None = No
         for path in (path for path in folder.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_whole(folder / RECIPE_FILE, _yaml(recipe.model_dump(mode="json", exclude_none=True)))
+    if preflight is not None:
+        write_json(folder / PREFLIGHT_FILE, preflight)
     return Run(folder)
 
 

@@ -24,18 +24,16 @@ from hftransfer.report.outcomes import Outcomes
 from hftransfer.report.statistics import best_of, over_examples_and_seeds, over_seeds
 from hftransfer.results import EVALUATED, bounds
 from hftransfer.run import Run, create_run
-from hftransfer.run_files import LOG_FILE, METRICS_FILE, MODEL_FOLDER, PREFLIGHT_FILE, plain_numbers, write_whole
+from hftransfer.run_files import LOG_FILE, METRICS_FILE, MODEL_FOLDER, SEEDS_FOLDER, write_json
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import summary
 from hftransfer.training.loop import Training, is_better
-
-FOLDER = "seeds"
 
 
 def first_of(prepared: Prepared) -> Prepared:
     """The training of the first seed, with the model that was loaded for it."""
     seed = prepared.recipe.training_seeds[0]
-    return prepared.of_seed(seed, str(Path(prepared.recipe.output_dir or "") / FOLDER / str(seed)), reload=False)
+    return prepared.of_seed(seed, str(Path(prepared.recipe.output_dir or "") / SEEDS_FOLDER / str(seed)), reload=False)
 
 
 def train(prepared: Prepared, training: Training, report: Report | None = None) -> Run:
@@ -47,10 +45,8 @@ def train(prepared: Prepared, training: Training, report: Report | None = None) 
         report: What preflight found, to be kept.
     """
     writes = prepared.accelerator.is_main_process
-    run = create_run(prepared.recipe, writes, prepared.lock)
+    run = create_run(prepared.recipe, writes, prepared.lock, None if report is None else report.as_data())
     prepared.accelerator.wait_for_everyone()
-    if report is not None and writes:
-        write_whole(run.folder / PREFLIGHT_FILE, json.dumps(plain_numbers(report.as_data()), indent=1) + "\n")
     chosen = batched_seeds.train(prepared, training, run) or _one_by_one(prepared, training, run)
     if writes:
         _write(run, prepared, chosen)
@@ -66,7 +62,7 @@ def _one_by_one(prepared: Prepared, training: Training, run: Run) -> int:
     assert metric is not None
     best, chosen = None, prepared.recipe.training_seeds[0]
     for number, seed in enumerate(prepared.recipe.training_seeds):
-        folder = run.folder / FOLDER / str(seed)
+        folder = run.folder / SEEDS_FOLDER / str(seed)
         own = prepared.of_seed(seed, str(folder)) if number else first_of(prepared)
         prepared.say(f"Seed {seed} ({number + 1} of {len(prepared.recipe.training_seeds)})")
         part = one_seed.train(own, None if number else training)
@@ -88,7 +84,7 @@ def _write(run: Run, prepared: Prepared, chosen: int) -> None:
     """The chosen seed's files in the run's folder, with the spread over seeds among the metrics."""
     recipe = prepared.recipe
     assert recipe.evaluation.metric is not None
-    parts = {seed: run.folder / FOLDER / str(seed) for seed in recipe.training_seeds}
+    parts = {seed: run.folder / SEEDS_FOLDER / str(seed) for seed in recipe.training_seeds}
     metrics = {seed: json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")) for seed, folder in parts.items()}
     for name in (facts.FILE, outcomes.FILE):
         shutil.copyfile(parts[chosen] / name, run.folder / name)
@@ -97,7 +93,7 @@ def _write(run: Run, prepared: Prepared, chosen: int) -> None:
     seconds = [found["training"]["seconds"] for found in metrics.values()]
     written = {**metrics[chosen], "seeds": spread, "weights": file_hashes(run.model_folder)}
     written["training"] = {**written["training"], "seconds_of_all_seeds": round(sum(seconds), 3)}
-    write_whole(run.folder / METRICS_FILE, json.dumps(plain_numbers(written), indent=1) + "\n")
+    write_json(run.folder / METRICS_FILE, written)
     # The log of the chosen seed is what the card shows.
     shutil.copyfile(parts[chosen] / LOG_FILE, run.folder / LOG_FILE)
     write_report(run.folder)

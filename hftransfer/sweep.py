@@ -26,7 +26,7 @@ from hftransfer.recipe import Recipe
 from hftransfer.report import outcomes
 from hftransfer.report.statistics import selection_optimism
 from hftransfer.run import Run
-from hftransfer.run_files import MODEL_FOLDER, plain_numbers, write_whole
+from hftransfer.run_files import MODEL_FOLDER, write_json
 from hftransfer.sweep_space import Varied, suggest, trial_recipe
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training.heads import HeadSettings
@@ -302,7 +302,7 @@ def _finish(current: Sweep) -> Run:
         "optimism": _optimism(current, finished),
         "test": test,
     }
-    write_whole(current.folder / SUMMARY, json.dumps(plain_numbers(summary), indent=1) + "\n")
+    write_json(current.folder / SUMMARY, summary)
     lines = [f"Validation {current.metric} {best.value:.4f} is the best of {len(finished)}"]
     if summary["optimism"] is not None and math.isfinite(summary["optimism"]):
         lines.append(f"and flattered by about {summary['optimism']:.4f} by the choice")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -32,12 +31,12 @@ def evaluate(
         base: The checkpoint of an adapter that is alone, a folder or a Hub id with @revision.
     """
     from hftransfer import inference
-    from hftransfer.run_files import plain_numbers, write_whole
+    from hftransfer.run_files import write_json
     from hftransfer.training import summary
 
     if output is not None:
         inference.check_output_file(output, (".json",))
     scores = inference.evaluate(model, data, batch_size=batch_size, base=base)
     if output is not None:
-        write_whole(output, json.dumps(plain_numbers(scores), indent=1) + "\n")
+        write_json(output, scores)
     summary.console(True).print(summary.score_table({"test": scores}))

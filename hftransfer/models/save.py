@@ -48,11 +48,18 @@ def save_model(
         config: More entries for config.json.
         complete: Writes what else belongs into the folder, before it takes its place.
     """
+    trained: Any = model
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with quiet():
-            _write(model, tokenizer, temporary, checkpoint, revision, config, complete)
+            inner = trained.get_base_model() if hasattr(model, "get_base_model") else trained
+            for name, value in config.items():
+                setattr(inner.config, name, value)
+            _save_weights(trained, inner, temporary, checkpoint, revision)
+            tokenizer.save_pretrained(temporary)
+        if complete is not None:
+            complete(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:
@@ -60,33 +67,19 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    checkpoint: str,
-    revision: str | None,
-    config: Mapping[str, Any],
-    complete: Callable[[Path], None] | None,
-) -> None:
-    peft_model: Any = model if hasattr(model, "get_base_model") else None
-    inner: Any = peft_model.get_base_model() if peft_model is not None else model
-    for name, value in config.items():
-        setattr(inner.config, name, value)
-    if peft_model is None:
+def _save_weights(model: Any, inner: Any, folder: Path, checkpoint: str, revision: str | None) -> None:
+    """Write the transformers model, and beside it the adapter that PEFT put around it."""
+    if model is inner:
         inner.save_pretrained(folder)
-    else:
-        inner.save_pretrained(folder, state_dict=plain_state(inner))
-        for adapter in peft_model.peft_config.values():
-            adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
-        # The embeddings are the backbone's own; left to decide, PEFT would look for the checkpoint on the Hub.
-        peft_model.save_pretrained(folder, save_embedding_layers=False)
-        _name_magnitudes(folder / "adapter_model.safetensors")
-        # PEFT writes a card without content; the run writes its own.
-        (folder / "README.md").unlink(missing_ok=True)
-    tokenizer.save_pretrained(folder)
-    if complete is not None:
-        complete(folder)
+        return
+    inner.save_pretrained(folder, state_dict=plain_state(inner))
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path, adapter.revision = checkpoint, revision
+    # The embeddings are the backbone's own; left to decide, PEFT would look for the checkpoint on the Hub.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    _name_magnitudes(folder / "adapter_model.safetensors")
+    # PEFT writes a card without content; the run writes its own.
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

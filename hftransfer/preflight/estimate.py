@@ -29,6 +29,7 @@ from hftransfer.advise.rates import PRECISIONS, can_be_cut, exact_plans
 from hftransfer.errors import AnatomyError
 from hftransfer.preflight.findings import Finding
 from hftransfer.preflight.model import Probe
+from hftransfer.report.page import duration, size
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Ragged
 from hftransfer.training.assembled import Assembled
@@ -36,7 +37,6 @@ from hftransfer.training.loop import Training
 
 MEMORY_WARN = 0.9
 """Share of the free memory beyond which the estimate is a warning."""
-GIB = 1 << 30
 
 
 def check_cost(ready: Assembled, probes: Sequence[Probe], *, timed: bool) -> list[Finding]:
@@ -94,10 +94,10 @@ def _memory(
         # The scores, a copy in fp32 and its gradient.
         parts = {**parts, "scores": round(scores * (setting.activation_bytes + 2 * FP32))}
     need, free = sum(parts.values()), _free_memory(training)
-    shown = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
-    what = f"about {_size(need)} of memory on each device ({shown}); the longest batch has {longest:.0f} tokens a row"
+    shown = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+    what = f"about {size(need)} of memory on each device ({shown}); the longest batch has {longest:.0f} tokens a row"
     if free is not None:
-        what += f"; {_size(free)} are free"
+        what += f"; {size(free)} are free"
     tight = free is not None and need > MEMORY_WARN * free
     fix = "lower --optim.per_device_train_batch_size and raise --optim.gradient_accumulation_steps by as much, lower "
     fix += "--data.max_length, or --optim.gradient_checkpointing"
@@ -144,21 +144,9 @@ def _time(ready: Assembled, shape: Shape, plans: Sequence[Plan], setting: Settin
         "training": cost.training_seconds,
         "evaluating": cost.evaluating_seconds,
     }
-    shown = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items() if seconds)
-    what = f"about {_duration(cost.seconds)} for {training.total_steps:,} steps ({shown})"
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    what = f"about {duration(cost.seconds)} for {training.total_steps:,} steps ({shown})"
     if cost.cache_bytes:
-        what += f"; the feature cache takes {_size(cost.cache_bytes)} of disk"
+        what += f"; the feature cache takes {size(cost.cache_bytes)} of disk"
     facts = {"seconds": cost.seconds, "steps": training.total_steps, "cache_bytes": cost.cache_bytes, **parts}
     return Finding("time", "note", what, "device", "", facts)
-
-
-def _size(count: float) -> str:
-    """Bytes as a person says them."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from hftransfer.report.charts import Series, Spot
 from hftransfer.report.outcomes import Outcomes
 from hftransfer.report.page import RunView, Section, Table, brief, duration, finite, size, spelled
 from hftransfer.report.statistics import Difference, Interval
+from hftransfer.run_files import SEEDS_FOLDER
 from hftransfer.tasks.metrics import did_you_mean, greater_is_better
 
 SIGNIFICANT = 0.05
@@ -94,7 +95,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def seed_folders(folder: Path) -> list[Path]:
     """The folders of a run's seeds, or the run itself."""
-    found = sorted(path for path in (folder / "seeds").glob("*") if (path / outcomes.FILE).is_file())
+    found = sorted(path for path in (folder / SEEDS_FOLDER).glob("*") if (path / outcomes.FILE).is_file())
     return found or [folder]
 
 

@@ -96,8 +96,9 @@ def cost(run: RunView) -> Section:
             ["feature cache: rows found instead of computed", _of(served, served + again)],
             ["feature cache: time saved", duration(about["cache_saved_seconds"])],
         ]
-    rows += [["precision", str(about.get("mixed_precision", NONE))], ["device", str(machine.get("device", NONE))]]
-    rows += [[name, machine[name]] for name in ("python", "torch", "transformers") if name in machine]
+    environment = run.metrics.get("environment", {})
+    rows += [["precision", str(about.get("mixed_precision", NONE))]]
+    rows += [[name, environment[name]] for name in ("device", "python", "torch", "transformers") if name in environment]
     return Section("cost", "Time and memory", tables=[Table(["", "value"], rows)])
 
 

@@ -6,7 +6,6 @@ Shape legend: N rows, C classes.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -168,9 +167,8 @@ def _short(text: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Peak memory of this process, and what it ran on."""
+    """Peak memory of this process."""
     import torch
-    import transformers
 
     peak = None
     if sys.platform != "win32":
@@ -182,10 +180,4 @@ def machine() -> dict[str, Any]:
     return {
         "peak_memory_bytes": peak,
         "peak_gpu_memory_bytes": gpu,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }

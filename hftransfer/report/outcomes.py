@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from scipy.special import expit, log_softmax, softmax
 
 from hftransfer.errors import DataError
 from hftransfer.report.statistics import Floats, Interval, Statistic, bootstrap, bootstrap_all
+from hftransfer.safety.files import replacing
 from hftransfer.tasks import metrics
 
 if TYPE_CHECKING:
@@ -142,9 +142,8 @@ def save(outcomes: Mapping[str, Outcomes], folder: Path) -> None:
         about[split] = json.dumps({"kind": part.kind, "names": part.names})
         arrays[f"{split}/{ROWS}"] = part.rows
         arrays |= {f"{split}/{name}": np.ascontiguousarray(array) for name, array in part.arrays.items()}
-    temporary = folder / f".{FILE}.writing"
-    save_file(arrays, temporary, metadata=about)
-    os.replace(temporary, folder / FILE)
+    with replacing(folder / FILE) as temporary:
+        save_file(arrays, temporary, metadata=about)
 
 
 def load(folder: Path) -> dict[str, Outcomes]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from hftransfer.errors import DataError
 from hftransfer.report import facts
 from hftransfer.report.svg import NONE, number
-from hftransfer.run_files import LOG_FILE, METRICS_FILE, RECIPE_FILE
+from hftransfer.run_files import LOG_FILE, METRICS_FILE, RECIPE_FILE, SEEDS_FOLDER
 
 SPELLED = {
     "f1": "F1",
@@ -94,7 +94,7 @@ class RunView:
         """The records of the training log; of several seeds that of the chosen one."""
         path = self.folder / LOG_FILE
         if self.seeds and not path.is_file():
-            path = self.folder / "seeds" / str(self.seeds["chosen"]) / LOG_FILE
+            path = self.folder / SEEDS_FOLDER / str(self.seeds["chosen"]) / LOG_FILE
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
