@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hftransfer.errors import HubError, RecipeError
+from hftransfer.errors import DataError, HubError, RecipeError
 from hftransfer.locking import LOCK_FILE, FolderLock
 from hftransfer.recipe import Recipe
 from hftransfer.run_files import (
@@ -29,6 +29,7 @@ from hftransfer.run_files import (
 )
 from hftransfer.safety.files import check_no_links
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
+from hftransfer.verdicts import Verdict, read_verdicts, write_verdict
 
 if TYPE_CHECKING:
     from hftransfer.report.model_card import CardFacts
@@ -141,6 +142,25 @@ class Run:
         text = render_card(self._card_facts(), str(self.model_folder), on_hub=False)
         write_whole(self.model_folder / CARD_FILE, text)
 
+    def keep(self, verdict: Verdict) -> None:
+        """Keep a verdict in this finished run, and write its report and its card anew with it.
+
+        Args:
+            verdict: What was judged; it takes the place of an earlier one of the same key.
+
+        Raises:
+            DataError: If this is no finished run.
+        """
+        from hftransfer.report.html import write_report
+
+        if not (self.folder / METRICS_FILE).is_file():
+            raise DataError(
+                "no finished run (metrics.json is missing)", where=str(self.folder), fix="name a run's folder"
+            )
+        write_verdict(self.folder, verdict)
+        write_report(self.folder)
+        self.write_card()
+
     def _card_facts(self, **said: Any) -> CardFacts:
         from hftransfer.report.model_card import CardFacts
 
@@ -149,6 +169,7 @@ class Run:
             metrics=self.metrics,
             config=json.loads((self.model_folder / "config.json").read_text(encoding="utf-8")),
             log=self.log,
+            verdicts=read_verdicts(self.folder),
             is_adapter=(self.model_folder / "adapter_config.json").is_file(),
             **said,
         )

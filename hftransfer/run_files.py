@@ -12,6 +12,8 @@ from hftransfer.safety.files import replacing
 
 RECIPE_FILE, METRICS_FILE, MODEL_FOLDER, LOG_FILE = "recipe.yaml", "metrics.json", "model", "log.jsonl"
 CARD_FILE, PREFLIGHT_FILE, REPORT_FILE = "README.md", "preflight.json", "report.html"
+VERDICTS_FOLDER = "verdicts"
+"""Holds what was judged about data and model, a file each (see `hftransfer.verdicts`)."""
 SEEDS_FOLDER = "seeds"
 """Holds a run folder for each seed, where there are several."""
 

@@ -19,6 +19,7 @@ from hftransfer.cli import (
     check,
     compare,
     copy,
+    diagnose,
     evaluate,
     export,
     predict,
@@ -65,6 +66,7 @@ def build_app() -> App:
     app.command(report.report, name="report")
     app.command(compare.compare, name="compare")
     app.command(sweep.sweep, name="sweep", config=RecipeConfig())
+    app.command(diagnose.build_diagnose())
     return app
 
 

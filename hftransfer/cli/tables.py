@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from hftransfer.verdicts import Verdict
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -18,3 +22,11 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     found = Console(highlight=False)
     # Not cut short in a log file.
     (found if found.is_terminal else Console(highlight=False, width=120)).print(table)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print a verdict: its tables, then its words."""
+    for table in verdict.tables:
+        print_table(table.caption, table.head, table.rows)
+        print()
+    print(*verdict.words, sep="\n")

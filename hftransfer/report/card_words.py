@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hftransfer.verdicts import Verdict
+
 WITH_LABELS = ("text_classification", "token_classification")
 MAX_NAMED = 12
 PIPELINE_TAGS = {
@@ -115,7 +117,9 @@ def by_hftransfer(recipe: Mapping[str, Any]) -> str:
     return ""
 
 
-def limits(recipe: Mapping[str, Any], metrics: Mapping[str, Any], data: str) -> list[str]:
+def limits(
+    recipe: Mapping[str, Any], metrics: Mapping[str, Any], data: str, verdicts: Sequence[Verdict] = ()
+) -> list[str]:
     """What a user must know: domain, truncation, findings on bias."""
     found = [
         f"It has learned from {escape(data)}. On texts of another kind, time or language the scores above say nothing."
@@ -137,8 +141,8 @@ def limits(recipe: Mapping[str, Any], metrics: Mapping[str, Any], data: str) -> 
     if rare:
         shown = ", ".join(map(escape, rare[:MAX_NAMED]))
         found.append(f"Fewer than 20 training examples: {shown}{' and others' if len(rare) > MAX_NAMED else ''}.")
-    findings = metrics.get("findings") or []
-    found += [escape(str(one)) for one in findings]
-    if not findings:
+    bias = [escape(words) for verdict in verdicts if verdict.key == "bias" for words in verdict.words]
+    found += bias
+    if not bias:
         found.append("Whether it treats groups of people differently was not measured.")
     return found

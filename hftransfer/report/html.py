@@ -12,7 +12,9 @@ from hftransfer.errors import DataError
 from hftransfer.report import compare, sections
 from hftransfer.report.page import RunView, Section, duration, size, spelled
 from hftransfer.report.svg import number
+from hftransfer.report.verdict_sections import of_verdict
 from hftransfer.run_files import REPORT_FILE, write_whole
+from hftransfer.verdicts import Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -114,4 +116,18 @@ def write_comparison(folders: Sequence[Path], output: Path, metric: str | None =
     more = f"{len(found.pairs) - 3} more pairs below." if found and len(found.pairs) > 3 else ""
     parts = compare.sections_of(runs, names, found, trouble)
     write_whole(output, render("Comparison", " · ".join(names), lead, more, [], parts))
+    return output
+
+
+def write_verdicts(verdicts: Sequence[Verdict], about: str, output: Path) -> Path:
+    """Write a page of verdicts that belong to no run.
+
+    Args:
+        verdicts: What was judged.
+        about: What it is about: data, checkpoint.
+        output: The page.
+    """
+    first, *more = verdicts[0].words
+    parts = [of_verdict(verdict) for verdict in verdicts]
+    write_whole(output, render(verdicts[0].title, about, first, " ".join(more[:1]), [], parts))
     return output

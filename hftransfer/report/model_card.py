@@ -23,6 +23,7 @@ from hftransfer.models.probe import file_hashes
 from hftransfer.report import card_words as words
 from hftransfer.report.card_code import usage
 from hftransfer.tasks.metrics import METRICS
+from hftransfer.verdicts import Verdict
 
 SCORED_SPLITS = ("test", "validation")
 LONGEST_HISTORY = 12
@@ -46,6 +47,7 @@ class CardFacts:
         metrics: The run's metrics.json.
         config: The model's config.json.
         log: The records of the training log.
+        verdicts: What was judged about data and model.
         is_adapter: Whether the model is an adapter beside its base.
         merged: Whether an adapter was folded into these weights after they were scored, and the outputs compared.
         license: The license, where it is known; else that of the base checkpoint is taken, if its card says one.
@@ -56,6 +58,7 @@ class CardFacts:
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
     log: Sequence[Mapping[str, Any]] = ()
+    verdicts: Sequence[Verdict] = ()
     is_adapter: bool = False
     merged: bool = False
     license: str | None = None
@@ -142,7 +145,8 @@ def render_card(facts: CardFacts, model_id: str, *, on_hub: bool) -> str:
             settings=words.settings(facts.recipe),
             history=_history(facts),
             history_metric=facts.metrics["training"]["metric"],
-            limits=words.limits(facts.recipe, facts.metrics, facts.data_name("train")),
+            limits=words.limits(facts.recipe, facts.metrics, facts.data_name("train"), facts.verdicts),
+            verdicts=[verdict for verdict in facts.verdicts if verdict.key != "bias"],
             environment=_environment(facts),
         ).rstrip()
         + "\n"

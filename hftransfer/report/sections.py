@@ -10,7 +10,9 @@ from hftransfer.report.charts import Series, Spot
 from hftransfer.report.data_sections import cost, examples, lengths, recipe
 from hftransfer.report.page import RunView, Section, Table, brief, finite, spelled, with_interval
 from hftransfer.report.svg import NONE, number
+from hftransfer.report.verdict_sections import of_verdict
 from hftransfer.tasks.metrics import greater_is_better
+from hftransfer.verdicts import read_verdicts
 
 MOST_SPOTS = 40
 
@@ -330,4 +332,7 @@ PARTS: tuple[Callable[[RunView], Section | None], ...] = (
 
 def of_run(run: RunView) -> list[Section]:
     """All parts that the run has data for."""
-    return [section for part in PARTS if (section := part(run)) is not None]
+    parts = [section for part in PARTS if (section := part(run)) is not None]
+    judged = [of_verdict(verdict) for verdict in read_verdicts(run.folder)]
+    # After the result: what a reader should know before looking at details.
+    return [*parts[:1], *judged, *parts[1:]]
