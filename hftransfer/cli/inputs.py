@@ -15,6 +15,7 @@ from typing import Any
 
 from hftransfer.data.named import check_exists, check_present, needed_columns
 from hftransfer.data.readers import file_format, stream_tables
+from hftransfer.data.squad_file import is_squad, squad_rows
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import Recipe, listed_columns
 from hftransfer.run import check_output_folder
@@ -145,7 +146,7 @@ def _keys(file: Path) -> list[str] | None:
     try:
         records: list[Any] = list(_records(file))
         found = dict.fromkeys(key for record in records for key in record) if records else None
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError, TypeError, DataError):
         return None
     return None if found is None else list(found)
 
@@ -156,4 +157,5 @@ def _records(file: Path) -> Iterator[Any]:
         yield from (json.loads(line) for line in text.splitlines() if line.strip())
         return
     content = json.loads(text)
-    yield from content["data"] if isinstance(content, dict) else content
+    records = content["data"] if isinstance(content, dict) else content
+    yield from squad_rows(records, str(file)) if is_squad(records) else records

@@ -1,4 +1,4 @@
-"""SQuAD's own file layout as rows: documents hold paragraphs, paragraphs hold questions (Rajpurkar et al. 2016, 2018)."""
+"""SQuAD's own file layout as rows: documents hold paragraphs, paragraphs hold questions (Rajpurkar et al. 2018)."""
 
 from __future__ import annotations
 

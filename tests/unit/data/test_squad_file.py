@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from hftransfer.cli.inputs import check_inputs
 from hftransfer.data.readers import read_table
 from hftransfer.errors import DataError
+from hftransfer.recipe import DataSection, Recipe
 
 CONTEXT = "The soup was cold. The waiter was kind."
 SQUAD: dict[str, Any] = {
@@ -81,3 +83,13 @@ def test_an_answer_without_its_place_is_refused(tmp_path: Path, answer: Any) -> 
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"] = [answer]
     with pytest.raises(DataError, match="SQuAD's layout"):
         _read(tmp_path, content)
+
+
+def test_the_command_line_finds_its_columns(tmp_path: Path, checkpoints: Path) -> None:
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(SQUAD))
+    data = DataSection(train=str(path), text="question", text_pair="context", label="answers")
+    recipe = Recipe(checkpoint=str(checkpoints / "bert"), data=data, task="question_answering")
+    check_inputs(recipe)
+    with pytest.raises(DataError, match=r"no column 'passage'.*'context'"):
+        check_inputs(recipe.model_copy(update={"data": data.model_copy(update={"text_pair": "passage"})}))
