@@ -15,7 +15,7 @@ from typing import Any
 
 from hftransfer.data.named import check_exists, check_present, dataset_and_revision, needed_columns
 from hftransfer.data.readers import file_format, stream_tables
-from hftransfer.data.squad_file import is_squad, squad_rows
+from hftransfer.data.squad_file import rows_of
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import Recipe
 from hftransfer.run import check_output_folder
@@ -161,4 +161,4 @@ def _records(file: Path) -> Iterator[Any]:
         return
     content = json.loads(text)
     records = content["data"] if isinstance(content, dict) else content
-    yield from squad_rows(records, str(file)) if is_squad(records) else records
+    yield from rows_of(records, str(file))

@@ -7,41 +7,38 @@ error. Only the wanted columns are kept, a chunk of rows at a time.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
-import gzip
-import io
 import itertools
 import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 
+from hftransfer.data import bounded
+from hftransfer.data.bounded import OPENERS, BoundedText, most_bytes, open_binary, refuse_explosion
+from hftransfer.data.json_array import array_records
 from hftransfer.data.named import check_duplicates
+from hftransfer.data.parquet import parquet_tables
 from hftransfer.data.records import (
     CHUNK_ROWS,
     Locate,
     joined,
     kind_name,
     row_number,
-    table_from_records,
     tables_from_records,
+    taken,
 )
-from hftransfer.data.squad_file import is_squad, squad_rows
+from hftransfer.data.squad_file import rows_of
 from hftransfer.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-EXPANSION, LEAST_EXPLOSION = 100, 512 << 20
-"""A packed file that takes so many times its size, and so many bytes, is taken for damaged or made to do harm."""
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -52,7 +49,7 @@ def file_format(path: Path, where: str) -> str:
         DataError: The ending is none of the formats'.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    packed = suffixes[-1:] and suffixes[-1] in _OPENERS
+    packed = suffixes[-1:] and suffixes[-1] in OPENERS
     ending = suffixes[-2] if packed and len(suffixes) == 2 else "".join(suffixes[-1:])
     if ending not in FORMATS or (packed and ending == ".parquet"):
         raise DataError(
@@ -75,26 +72,20 @@ def read_table(path: Path, place: str, columns: Sequence[str] | None = None) -> 
     Raises:
         DataError: The file is damaged, malformed or ambiguous; the message names the line or row.
     """
-    ending = file_format(path, place)
-    with _readable(path, place):
-        if ending == ".json":
-            return table_from_records(_json_records(path, place), place, columns)
-        if ending == ".parquet":
-            return _plain_values(_parquet(path, place).read(columns=_parquet_columns(path, place, columns)))
-    return joined(_not_exploding(stream_tables(path, place, columns, CHUNK_ROWS), path, place))
+    if file_format(path, place) == ".json":
+        tables = _json_tables(path, place, columns)
+    else:
+        tables = stream_tables(path, place, columns, CHUNK_ROWS)
+    return joined(_not_exploding(tables, path, place))
 
 
 def _not_exploding(tables: Iterator[pa.Table], path: Path, place: str) -> Iterator[pa.Table]:
     """The tables, until they take a hundred times the room of their file and more than half a gigabyte."""
-    held, most = 0, max(LEAST_EXPLOSION, EXPANSION * path.stat().st_size)
+    held = 0
     for table in tables:
         held += table.nbytes
-        if held > most:
-            raise DataError(
-                f"the file expands to more than {most >> 20:,} MiB, over {EXPANSION} times its size",
-                where=place,
-                fix="is it damaged? unpack it and look",
-            )
+        if held > most_bytes(path):
+            refuse_explosion(path, place)
         yield table
 
 
@@ -110,13 +101,11 @@ def stream_tables(path: Path, place: str, columns: Sequence[str] | None, rows: i
         if ending in DELIMITERS:
             yield from _delimited_tables(path, place, columns, DELIMITERS[ending], rows)
         elif ending == ".jsonl":
-            yield from tables_from_records(_json_lines(path, place), place, columns, row_locator(path), rows)
+            with BoundedText(path, place) as text:
+                records = _json_lines(text)
+                yield from tables_from_records(records, place, columns, row_locator(path), rows, lambda: text.taken)
         elif ending == ".parquet":
-            kept = _parquet_columns(path, place, columns)
-            file = _parquet(path, place)
-            yield _plain_values(file.schema_arrow.empty_table().select(kept or file.schema_arrow.names))
-            for batch in file.iter_batches(rows, columns=kept):
-                yield _plain_values(pa.Table.from_batches([batch]))
+            yield from parquet_tables(path, place, columns, rows)
         else:
             raise DataError("a JSON array cannot be streamed", where=place, fix="store one object a line in a .jsonl")
 
@@ -144,22 +133,14 @@ def row_locator(path: Path) -> Locate:
     if ending in DELIMITERS:
         return lambda row: f"line {_nth(_delimited_lines(path, DELIMITERS[ending]), row)}"
     if ending == ".jsonl":
-        return lambda row: f"line {_nth((number for number, _ in _numbered_lines(path)), row)}"
+        return lambda row: f"line {_nth((number for number, _ in _numbered_lines(BoundedText(path, str(path)))), row)}"
     return row_number
 
 
-def _open_binary(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", _OPENERS.get(path.suffix.lower(), lambda file: file.open("rb"))(path))
-
-
-def _open_text(path: Path) -> io.TextIOWrapper:
-    # newline="" leaves line ends inside quoted cells as they are; utf-8-sig drops the mark that Excel puts first.
-    return io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="")
-
-
 def _encoding_error(path: Path, place: str) -> DataError:
-    with _open_binary(path) as stream:
-        for number, line in enumerate(stream, start=1):
+    with open_binary(path) as stream:
+        # A character has at most four bytes.
+        for number, line in enumerate(iter(lambda: stream.readline(4 * bounded.LONGEST_RECORD), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -189,10 +170,11 @@ def _long_cells() -> Iterator[None]:
 
 def _delimited_lines(path: Path, delimiter: str) -> Iterator[int]:
     """The first line of every record after the header."""
-    with _long_cells(), _open_text(path) as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    with _long_cells(), BoundedText(path, str(path)) as text:
+        reader = csv.reader(text.lines(), delimiter=delimiter, strict=True)
         previous, header = 0, True
         for record in reader:
+            text.begin_record()
             if record and not header:
                 yield previous + 1
             header = header and not record
@@ -203,9 +185,9 @@ def _delimited_tables(
     path: Path, place: str, columns: Sequence[str] | None, delimiter: str, rows: int
 ) -> Iterator[pa.Table]:
     """An empty table, then the rows."""
-    with _long_cells(), _open_text(path) as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        records = _strict_records(reader, place)
+    with _long_cells(), BoundedText(path, place) as text:
+        reader = csv.reader(text.lines(), delimiter=delimiter, strict=True)
+        records = _strict_records(reader, text)
         _, header = next(records, (0, []))
         if not header:
             raise DataError("the file is empty", where=place, fix="give a file with a header line and rows")
@@ -213,12 +195,13 @@ def _delimited_tables(
         kept = [(at, name) for at, name in enumerate(header) if columns is None or name in columns]
         schema = pa.schema([(name, pa.string()) for _, name in kept])
         yield schema.empty_table()
-        while chunk := list(itertools.islice(_equal_width(records, header, place, delimiter), rows)):
+        complete = _equal_width(records, header, place, delimiter)
+        while chunk := taken(complete, rows, lambda: text.taken):
             cells = list(zip(*chunk, strict=True))
             yield pa.table([pa.array(cells[at], pa.string()) for at, _ in kept], schema=schema)
 
 
-def _strict_records(reader: Any, place: str) -> Iterator[tuple[int, list[str]]]:
+def _strict_records(reader: Any, text: BoundedText) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with its first line."""
     first = 1
     while True:
@@ -231,9 +214,10 @@ def _strict_records(reader: Any, place: str) -> Iterator[tuple[int, list[str]]]:
             what = "a quote that opens here is never closed" if open_quote else f"a stray quote ({error})"
             raise DataError(
                 what,
-                where=f"{place}, line {first if open_quote else reader.line_num}",
+                where=f"{text.place}, line {first if open_quote else reader.line_num}",
                 fix='put cells that hold a quote into quotes and double the quotes inside: "say ""yes"""',
             ) from None
+        text.begin_record()
         if record:
             yield first, record
         first = reader.line_num + 1
@@ -252,43 +236,34 @@ def _equal_width(
         yield record
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _numbered_lines(text: BoundedText) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers."""
-    with _open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, line
+    for number, line in enumerate(text.lines(), start=1):
+        text.begin_record()
+        if line.strip():
+            yield number, line
 
 
-def _json_lines(path: Path, place: str) -> Iterator[dict[str, Any]]:
-    for number, line in _numbered_lines(path):
-        here = f"{place}, line {number}"
+def _json_lines(text: BoundedText) -> Iterator[dict[str, Any]]:
+    for number, line in _numbered_lines(text):
+        here = f"{text.place}, line {number}"
         if number == 1 and line.lstrip().startswith("["):
             raise DataError("this is a JSON array, not one object a line", where=here, fix="name the file .json")
         yield _record(_parse_json(line, here), here)
 
 
-def _json_records(path: Path, place: str) -> Iterator[dict[str, Any]]:
-    with _open_text(path) as stream:
-        text = stream.read()
-    content = _parse_json(text, place, lines=True)
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        raise DataError("not a list of records", where=place, fix='write [{...}, ...] or {"data": [{...}, ...]}')
-    if is_squad(content):
-        content = list(squad_rows(content, place))
-    for row, record in enumerate(content):
-        yield _record(record, f"{place}, {row_number(row)}")
+def _json_tables(path: Path, place: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    with _readable(path, place), BoundedText(path, place) as text:
+        found = enumerate(rows_of(array_records(text, _unique_keys), place))
+        records = (_record(value, f"{place}, {row_number(row)}") for row, value in found)
+        yield from tables_from_records(records, place, columns, row_number, CHUNK_ROWS, lambda: text.taken)
 
 
-def _parse_json(text: str, place: str, *, lines: bool = False) -> Any:
+def _parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
-        where = f"{place}, line {error.lineno}" if lines else place
-        fix = "name the file .jsonl if it has one object a line" if error.msg == "Extra data" and lines else None
-        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", where=where, fix=fix) from None
+        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", where=place) from None
     except RecursionError:
         raise DataError("the JSON is nested too deeply", where=place) from None
     except ValueError as error:
@@ -311,22 +286,3 @@ def _record(value: Any, place: str) -> dict[str, Any]:
             f"{kind_name(value) or 'null'} where a record is wanted", where=place, fix='write {"column": value, ...}'
         )
     return value
-
-
-def _parquet(path: Path, place: str) -> pa.parquet.ParquetFile:
-    file = pa.parquet.ParquetFile(path)
-    check_duplicates(file.schema_arrow.names, place)
-    return file
-
-
-def _parquet_columns(path: Path, place: str, columns: Sequence[str] | None) -> list[str] | None:
-    names = _parquet(path, place).schema_arrow.names
-    return None if columns is None else [name for name in names if name in columns]
-
-
-def _plain_values(table: pa.Table) -> pa.Table:
-    """The table with dictionary encoding undone."""
-    for position, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(position, field.name, table.column(position).cast(field.type.value_type))
-    return table

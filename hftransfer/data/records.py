@@ -15,11 +15,31 @@ Locate = Callable[[int], str]
 
 CHUNK_ROWS = 65_536
 """Rows that are turned into a table at once where all rows are read."""
+CHUNK_CHARACTERS = 32 << 20
+"""Characters of a file after which the rows that are held are turned into a table, however few they are."""
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """One table of several, each column in the widest of its types."""
     return pa.concat_tables(list(tables), promote_options="permissive")
+
+
+def taken(items: Iterator[Any], most: int, read: Callable[[], int] | None = None) -> list[Any]:
+    """The next items: `most` of them, or fewer that are large; none at the end.
+
+    Args:
+        items: What they are taken from.
+        most: The largest number.
+        read: How many characters of their file have been read so far.
+    """
+    if read is None:
+        return list(itertools.islice(items, most))
+    found, end = [], read() + CHUNK_CHARACTERS
+    for item in itertools.islice(items, most):
+        found.append(item)
+        if read() > end:
+            break
+    return found
 
 
 def row_number(row: int) -> str:
@@ -35,7 +55,12 @@ def table_from_records(
 
 
 def tables_from_records(
-    records: Iterable[dict[str, Any]], place: str, columns: Sequence[str] | None, locate: Locate, rows: int
+    records: Iterable[dict[str, Any]],
+    place: str,
+    columns: Sequence[str] | None,
+    locate: Locate,
+    rows: int,
+    read: Callable[[], int] | None = None,
 ) -> Iterator[pa.Table]:
     """Turn records into tables without bending any value.
 
@@ -44,7 +69,8 @@ def tables_from_records(
         place: The start of error messages.
         columns: Columns to keep where they exist; None keeps all.
         locate: From row index to its place, for error messages.
-        rows: Rows per table.
+        rows: Most rows per table.
+        read: How many characters of the records' file have been read so far; large records make small tables.
 
     Yields:
         An empty table, then the records.
@@ -55,7 +81,7 @@ def tables_from_records(
     kinds: dict[str, str] = {}
     yield pa.table({})
     stream, start = iter(records), 0
-    while chunk := list(itertools.islice(stream, rows)):
+    while chunk := taken(stream, rows, read):
         names = dict.fromkeys(itertools.chain.from_iterable(chunk))
         kept = [name for name in names if columns is None or name in columns]
         arrays, here = {}, _shifted(locate, start)

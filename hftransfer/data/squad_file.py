@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hftransfer.errors import DataError
@@ -10,12 +11,25 @@ from hftransfer.errors import DataError
 COLUMNS = "question, context and answers"
 
 
-def is_squad(documents: list[Any]) -> bool:
-    """Whether these are SQuAD's documents."""
-    return bool(documents) and all(isinstance(one, dict) and "paragraphs" in one for one in documents)
+def rows_of(records: Iterable[Any], place: str) -> Iterator[Any]:
+    """The records as they are, or those of SQuAD's documents as a row for every question; the first one decides.
+
+    Args:
+        records: The members of the file's list.
+        place: The start of error messages.
+    """
+    rest = iter(records)
+    for first in rest:
+        every = itertools.chain([first], rest)
+        yield from squad_rows(every, place) if _is_document(first) else every
 
 
-def squad_rows(documents: list[Any], place: str) -> Iterator[dict[str, Any]]:
+def _is_document(record: Any) -> bool:
+    paragraphs = record.get("paragraphs") if isinstance(record, dict) else None
+    return isinstance(paragraphs, list) and any(isinstance(one, dict) and "qas" in one for one in paragraphs)
+
+
+def squad_rows(documents: Iterable[Any], place: str) -> Iterator[dict[str, Any]]:
     """A row for every question: id, title, question, context, and answers as {text, answer_start}.
 
     A question that SQuAD 2.0 marks as impossible has no answers, whatever plausible ones stand beside it.

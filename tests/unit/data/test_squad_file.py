@@ -72,9 +72,15 @@ def test_questions_marked_impossible_have_no_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["context", "qas"])
 def test_a_missing_part_is_named_with_its_place(tmp_path: Path, part: str) -> None:
     content = copy.deepcopy(SQUAD)
-    del content["data"][0]["paragraphs"][0][part]
-    with pytest.raises(DataError, match=f"document 1, paragraph 1: no '{part}'"):
+    content["data"].append(copy.deepcopy(content["data"][0]))
+    del content["data"][1]["paragraphs"][0][part]
+    with pytest.raises(DataError, match=f"document 2, paragraph 1: no '{part}'"):
         _read(tmp_path, content)
+
+
+def test_a_plain_column_of_paragraphs_stays_one(tmp_path: Path) -> None:
+    rows = [{"paragraphs": ["one", "two"], "label": "a"}]
+    assert _read(tmp_path, rows) == rows
 
 
 @pytest.mark.parametrize("answer", [{"text": "cold"}, {"text": "cold", "answer_start": "13"}, "cold"])
