@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hftransfer.data.named import check_exists, check_present, needed_columns
+from hftransfer.data.named import check_exists, check_present, needed_columns, replay_section
 from hftransfer.data.readers import file_format, stream_tables
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import Recipe, listed_columns
@@ -65,7 +65,7 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.task.type != STREAMED_TASK:
         what = "only the data of text classification can be streamed"
         raise DataError(what, where="data.streaming", fix="set --data.streaming false")
-    refused = {"max_train_examples": recipe.data.max_train_examples, "group": recipe.data.group}
+    refused = {name: getattr(recipe.data, name) for name in ("max_train_examples", "group", "replay")}
     for name in (name for name, value in refused.items() if value is not None):
         raise DataError("needs all rows at once", where=f"data.{name}", fix="leave it out, or --data.streaming false")
 
@@ -111,8 +111,8 @@ def _check_data(recipe: Recipe) -> None:
     data = recipe.data
     if data.name is not None and data.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
-    wanted = needed_columns(data, recipe.task)
-    for name, path in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+    for name in ("train", "validation", "test", "replay"):
+        path, wanted = getattr(data, name), needed_columns(replay_section(data) if name == "replay" else data, recipe.task)
         if path is None:
             continue
         where = f"data.{name}"

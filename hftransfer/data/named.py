@@ -22,6 +22,11 @@ def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labe
     return list(dict.fromkeys(names))
 
 
+def replay_section(section: DataSection) -> DataSection:
+    """The section as replayed rows need it: groups say nothing about text from elsewhere."""
+    return section.model_copy(update={"group": None})
+
+
 def check_exists(path: str, where: str) -> Path:
     """The file or folder at a path.
 
