@@ -112,7 +112,10 @@ def _check_data(recipe: Recipe) -> None:
     if data.name is not None and data.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
     for name in ("train", "validation", "test", "replay"):
-        path, wanted = getattr(data, name), needed_columns(replay_section(data) if name == "replay" else data, recipe.task)
+        path, wanted = (
+            getattr(data, name),
+            needed_columns(replay_section(data) if name == "replay" else data, recipe.task),
+        )
         if path is None:
             continue
         where = f"data.{name}"
