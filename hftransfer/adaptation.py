@@ -1,5 +1,7 @@
-"""Domain-adaptive pretraining, then the task, as one: masked_lm (causal_lm for decoders) on a domain's texts, with
-general text replayed, and the task from the checkpoint that this leaves (Gururangan et al. 2020, arXiv:2004.10964).
+"""Domain-adaptive pretraining, then the task, as one (Gururangan et al. 2020, arXiv:2004.10964).
+
+First masked_lm (causal_lm for decoders) on a domain's texts with general text replayed, then the task from the
+checkpoint that this leaves.
 """
 
 from __future__ import annotations

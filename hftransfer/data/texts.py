@@ -92,7 +92,7 @@ def read_texts(path: str, where: str, column: str = PLAIN_COLUMN, label: str | N
 
 def has_column(path: str, column: str) -> bool:
     """Whether a file that `read_texts` reads has this column; a .txt file has none."""
-    return not Path(path).suffix.lower() == PLAIN_SUFFIX and column in load_file(path, where=path).column_names
+    return Path(path).suffix.lower() != PLAIN_SUFFIX and column in load_file(path, where=path).column_names
 
 
 def _not_empty(texts: Texts) -> Texts:

@@ -1,7 +1,7 @@
-"""Domain mismatch: how far training data, deployment data and general text are apart for a checkpoint (docs/domain.md).
+"""Domain mismatch: how far training data, deployment data and general text are apart for a checkpoint.
 
-domain = diagnose_domain("checkpoint", {"training": texts, "deployment": others, "reference": general})
-print(*verdict_of(domain).words, sep="\n")          # hftransfer.diagnose.domain_verdict
+`diagnose_domain(checkpoint, {"training": texts, "deployment": others, "reference": general})` measures, and
+`domain_verdict.verdict_of` says it in words (docs/domain.md).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from hftransfer.data.texts import Texts
 from hftransfer.diagnose.domain_distance import FOLDS, Distance, Neighbours, embed, neighbours, proxy_distance
@@ -149,7 +151,7 @@ def diagnose_domain(
             sources[name].total or len(sources[name]),
             pieces[name].per_word,
             pieces[name].unknown_share,
-            float(_median(pieces[name].lengths_N)),
+            float(np.median(pieces[name].lengths_N)),
             losses.get(name),
         )
         for name, texts in named.items()
@@ -157,12 +159,6 @@ def diagnose_domain(
     lengths = {name: cut.lengths_N for name, cut in pieces.items()}
     pairs = _pairs(named, lengths, backbone, max_length, seed)
     return Domain(checkpoint, found, pairs, language, forecast(found, losses, language))
-
-
-def _median(values: Any) -> float:
-    import numpy as np
-
-    return float(np.median(values))
 
 
 def _losses(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from hftransfer.report.statistics import Interval
 
 MARGIN = 0.1
-"""Nats per token, about a tenth of the perplexity: the least by which a domain of that paper stood above general text."""
+"""Nats per token, about a tenth of the perplexity: the least of that paper's three domains above."""
 WEAK_HEAD = 4.5
 """Nats per token of general text (a perplexity of 90): a head that guesses worse is hardly a language model's."""
 NORMAL = 1.96

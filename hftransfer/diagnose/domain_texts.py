@@ -1,4 +1,4 @@
-"""What can be told of texts without a model: how a tokenizer cuts them, the words they share, shifts of label and length.
+"""What can be told of texts without a model: pieces of a tokenizer, shared words, shifts of label and length.
 
 Shape legend: N texts.
 """

@@ -181,7 +181,7 @@ def load_language_model(
     loaded = load_model(checkpoint, task.class_for(kind), **options)
     if loaded.fresh_parameters:
         raise CheckpointError(
-            f"has no pretrained language-modelling head ({', '.join(loaded.fresh_parameters[:2])} would start at random)",
+            f"no pretrained language-modelling head ({', '.join(loaded.fresh_parameters[:2])} would start at random)",
             where=checkpoint,
         )
     task.attach(loaded.model, loaded.tokenizer)
