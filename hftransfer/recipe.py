@@ -54,6 +54,14 @@ class DataSection(Section):
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
     max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
+    replay: str | None = Field(
+        None,
+        description="File with further training rows in the same columns, mixed in once validation data are cut off: "
+        "general text, or rows of an earlier task.",
+    )
+    replay_share: float = Field(
+        0.2, gt=0.0, lt=1.0, description="Share of the training rows of an epoch that come from replay."
+    )
     streaming: Streaming = Field(
         False,
         description="Read training data in chunks, with bounded memory, and shuffle within them; a number: so many "

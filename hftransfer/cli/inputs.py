@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hftransfer.data.named import check_exists, check_present, dataset_and_revision, needed_columns
+from hftransfer.data.named import check_exists, check_present, dataset_and_revision, needed_columns, replay_section
 from hftransfer.data.readers import file_format, stream_tables
 from hftransfer.data.squad_file import rows_of
 from hftransfer.errors import CheckpointError, DataError, RecipeError
@@ -67,7 +67,7 @@ def _check_settings(recipe: Recipe) -> None:
     if recipe.task.type != STREAMED_TASK:
         what = "only the data of text classification can be streamed"
         raise DataError(what, where="data.streaming", fix="set --data.streaming false")
-    refused = {"max_train_examples": recipe.data.max_train_examples, "group": recipe.data.group}
+    refused = {name: getattr(recipe.data, name) for name in ("max_train_examples", "group", "replay")}
     for name in (name for name, value in refused.items() if value is not None):
         raise DataError("needs all rows at once", where=f"data.{name}", fix="leave it out, or --data.streaming false")
 
@@ -115,8 +115,9 @@ def _check_data(recipe: Recipe) -> None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
     if data.name is not None:
         dataset_and_revision(data)
-    wanted = needed_columns(data, recipe.task)
-    for name, path in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+    for name in ("train", "validation", "test", "replay"):
+        path, section = getattr(data, name), replay_section(data) if name == "replay" else data
+        wanted = needed_columns(section, recipe.task)
         if path is None:
             continue
         where = f"data.{name}"

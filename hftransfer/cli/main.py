@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from hftransfer.cli import (
+    adapt,
     cache,
     check,
     compare,
@@ -66,6 +67,7 @@ def build_app() -> App:
     app.command(report.report, name="report")
     app.command(compare.compare, name="compare")
     app.command(sweep.sweep, name="sweep", config=RecipeConfig())
+    app.command(adapt.adapt, name="adapt", config=RecipeConfig())
     app.command(diagnose.build_diagnose())
     return app
 

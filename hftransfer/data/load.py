@@ -27,10 +27,12 @@ from hftransfer.data.named import (
     check_present,
     dataset_and_revision,
     needed_columns,
+    replay_section,
 )
 from hftransfer.data.parts import Part, check_classes, one_label_type
 from hftransfer.data.readers import DELIMITERS, file_format, read_table, row_locator
 from hftransfer.data.records import row_number, table_from_records
+from hftransfer.data.replay import mix
 from hftransfer.data.saved import check_saved
 from hftransfer.data.split import LabelCodes, choose_subset, cut_validation, encode_labels, encode_values
 from hftransfer.errors import DataError
@@ -285,13 +287,17 @@ def complete(
     if "test" in parts and has_no_labels(parts["test"].dataset, section.label):
         notes.append("test: left out, its labels are not public (all are -1)")
         del parts["test"]
-    needed = needed_columns(section, task)
+    if section.replay is not None:
+        parts = {**parts, "replay": _read_part(section.replay, "data.replay", replay_section(section), True, task)}
     for name, part in parts.items():
-        check_columns(part.dataset, section, part.where, locate=part.locate, task=task)
+        own = replay_section(section) if name == "replay" else section
+        check_columns(part.dataset, own, part.where, locate=part.locate, task=task)
         # A format such as "torch" would hide columns and turn labels into tensors.
-        parts[name] = replace(part, dataset=part.dataset.with_format(None).select_columns(needed))
+        kept = needed_columns(own, task)
+        parts[name] = replace(part, dataset=part.dataset.with_format(None).select_columns(kept))
     for label in task.label_columns(section):
         parts = one_label_type(parts, label, notes)
+    replayed = parts.pop("replay", None)
     if section.group is not None:
         for name in (name for name in parts if name != "train"):
             part = parts[name]
@@ -305,6 +311,8 @@ def complete(
     if "validation" not in parts:
         datasets |= _cut(datasets["train"], section, seed, stratify, notes)
     train = _limit(datasets["train"], section, seed, stratify, notes)
+    if replayed is not None:
+        train = mix(train, replayed, section, seed, stratify, notes)
     return Splits(train, datasets["validation"], datasets.get("test"), tuple(notes))
 
 

@@ -39,6 +39,11 @@ def dataset_and_revision(section: DataSection) -> tuple[str, str | None]:
     return name, revision
 
 
+def replay_section(section: DataSection) -> DataSection:
+    """The section as replayed rows need it: groups say nothing about text from elsewhere."""
+    return section.model_copy(update={"group": None})
+
+
 def check_exists(path: str, where: str) -> Path:
     """The file or folder at a path.
 

@@ -123,6 +123,16 @@ def _readable(path: Path, place: str) -> Iterator[None]:
         raise DataError(f"cannot be read: {error}", where=place, fix="check that the file is complete") from error
 
 
+def read_lines(path: Path, place: str) -> list[str]:
+    """The lines of a text file that are not blank, without the white space around them.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8; the message names the line.
+    """
+    with _readable(path, place):
+        return [line.strip() for _, line in _numbered_lines(path)]
+
+
 def row_locator(path: Path) -> Locate:
     """A function from the 0-based index of a row to its place in the file, such as "line 3".
 

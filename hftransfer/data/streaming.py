@@ -161,7 +161,7 @@ def _check_task(task: TaskSection) -> None:
 
 def _finish(stream: Stream, parts: dict[str, Part], section: DataSection, seed: int, stratify: bool) -> Splits:
     """Make the first pass and check the other splits against what it found."""
-    refused = {"max_train_examples": section.max_train_examples, "group": section.group}
+    refused = {"max_train_examples": section.max_train_examples, "group": section.group, "replay": section.replay}
     for name in (name for name, value in refused.items() if value is not None):
         raise DataError("needs all rows at once", where=f"data.{name}", fix="leave it out, or --data.streaming false")
     if "validation" not in parts:

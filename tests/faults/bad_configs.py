@@ -148,7 +148,7 @@ def no_such_file(rng: random.Random, config: Config, task: str) -> Config:
     path = rng.choice(
         ["data/trian.jsonl", "no/where.csv", "data/notes.txt", "data", "a\0b.csv", "x" * 5000, "", "~", "."]
     )
-    return put(config, ("data", rng.choice(["train", "validation", "test"])), path)
+    return put(config, ("data", rng.choice(["train", "validation", "test", "replay"])), path)
 
 
 def no_such_column(rng: random.Random, config: Config, task: str) -> Config:

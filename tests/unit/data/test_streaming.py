@@ -128,6 +128,7 @@ def test_a_named_dataset_is_opened_split_by_split(tmp_path):
     ("change", "message"),
     [
         ({"max_train_examples": 5}, "data.max_train_examples: needs all rows at once"),
+        ({"replay": "general.csv"}, "data.replay: needs all rows at once"),
         ({"group": "text"}, "data.group: needs all rows at once"),
         ({"validation": None}, "no validation data"),
         ({"train": "nowhere.jsonl"}, "no such file"),
