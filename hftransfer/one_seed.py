@@ -23,6 +23,7 @@ from hftransfer.training import prepare, summary
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
+from hftransfer.training.fisher import importance
 from hftransfer.training.loop import Training
 from hftransfer.training.space import disk_errors
 from hftransfer.training.state import NO_ROOM
@@ -99,6 +100,7 @@ def build(prepared: Prepared) -> Training:
     features = prepared.data.features
     (seed,) = recipe.training_seeds
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
+    held = weigh(prepared)
     torch.manual_seed(seed)  # adapters are drawn from the global generator
     model = prepared.strategy.apply(loaded.model, loaded.anatomy)
     return Training(
@@ -111,6 +113,18 @@ def build(prepared: Prepared) -> Training:
         features["train"],
         features["validation"],
         prepared.chunks,
+        loaded.fresh_parameters,
+        held,
+    )
+
+
+def weigh(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """How much each weight of the backbone matters, where EWC asks; nothing elsewhere."""
+    if prepared.recipe.optim.retain != "ewc":
+        return {}
+    data, device = prepared.data, prepared.accelerator.device
+    return importance(
+        prepared.recipe, prepared.task, prepared.loaded, data.splits.train, data.features["train"], device
     )
 
 

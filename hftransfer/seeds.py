@@ -27,7 +27,8 @@ from hftransfer.run import Run, create_run
 from hftransfer.run_files import LOG_FILE, METRICS_FILE, MODEL_FOLDER, SEEDS_FOLDER, write_json
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import summary
-from hftransfer.training.loop import Training, is_better
+from hftransfer.training.averaging import is_better
+from hftransfer.training.loop import Training
 
 
 def first_of(prepared: Prepared) -> Prepared:
