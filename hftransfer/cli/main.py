@@ -27,6 +27,7 @@ from hftransfer.cli import (
     recipes,
     report,
     run,
+    soften,
     sweep,
     verify,
 )
@@ -66,6 +67,7 @@ def build_app() -> App:
     app.command(report.report, name="report")
     app.command(compare.compare, name="compare")
     app.command(sweep.sweep, name="sweep", config=RecipeConfig())
+    app.command(soften.soften, name="soften")
     app.command(diagnose.build_diagnose())
     return app
 

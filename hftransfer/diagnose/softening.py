@@ -7,9 +7,8 @@ measured along the way, and the best-scoring point that retains enough is kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from hftransfer.recipe import Recipe
 from hftransfer.run_files import MODEL_FOLDER
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.tasks.registry import task_of_model
 from hftransfer.training.averaging import is_better
 from hftransfer.training.evaluate import predict
@@ -196,26 +194,3 @@ def refined(points: Sequence[Point], retain: float) -> list[float]:
         return []
     low, high = max(enough, default=0.0), min(too_far)
     return [round(low + (high - low) * part, 4) for part in (0.25, 0.5, 0.75)]
-
-
-def scaled_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe of a run with another folder, for what is saved there."""
-    return recipe.model_copy(update={"output_dir": str(folder)})
-
-
-def as_row(point: Point, metric: str) -> list[str]:
-    """A point as cells of a table."""
-    score = "undefined" if math.isnan(point.score) else f"{point.score:.4f}"
-    return [f"{point.share:g}", score, *(f"{one.retained:.3f}" for one in point.measures)]
-
-
-def lost(points: Sequence[Point], chosen: Point, metric: str) -> float:
-    """By how much the chosen point's score is below that of the trained model; negative where it is above."""
-    trained = next(point for point in points if point.share == 1.0)
-    sign = 1 if greater_is_better(metric) else -1
-    return sign * (trained.score - chosen.score)
-
-
-def with_measures(point: Point, measures: list[Measure]) -> Point:
-    """The same point with other measures."""
-    return replace(point, measures=measures)

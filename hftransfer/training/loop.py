@@ -23,6 +23,7 @@ from hftransfer.tasks.base import Features, Task
 from hftransfer.training import distributed, memory, summary
 from hftransfer.training.averaging import Kept, is_better
 from hftransfer.training.distributed import copy_weights
+from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.memory import OutOfMemory
@@ -71,6 +72,8 @@ class Training:
     """Names of the parameters that the checkpoint did not bring."""
     importance: dict[str, torch.Tensor] = field(default_factory=dict)
     """How much each weight of the backbone matters, for EWC."""
+    before: States = field(default_factory=dict)
+    """The states of some validation texts before the training, by depth."""
     final: dict[str, torch.Tensor] = field(default_factory=dict)
     _facts_before: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
