@@ -97,7 +97,7 @@ def main() -> None:
             checkpoint=arguments.checkpoint,
             strategy={"type": "full_fine_tuning"},
             optim=optim,
-            evaluation={"every": 10**9, "load_best": False},
+            evaluation={"every": 10**9, "keep": "last"},
             output_dir=f"{folder}/run",
         )
         run = finetune(recipe, train=data, validation=data.select(range(64)))

@@ -31,7 +31,8 @@ from hftransfer.run_files import LOG_FILE, SEEDS_FOLDER, plain_numbers
 from hftransfer.tasks.base import Features, Outcome, Task
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
-from hftransfer.training.loop import LOG_EVERY, Training, is_better
+from hftransfer.training.averaging import is_better
+from hftransfer.training.loop import LOG_EVERY, Training
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.state import Progress
 
@@ -84,6 +85,7 @@ def possible(prepared: Prepared) -> bool:
         and recipe.resume == "never"
         and recipe.checkpoint_every is None
         and recipe.evaluation.early_stopping_patience is None
+        and recipe.evaluation.keep in ("best", "last")
         and not recipe.trackers
         and prepared.chunks is None
         and prepared.accelerator.num_processes == 1
@@ -196,8 +198,8 @@ def _loop(prepared: Prepared, bench: Bench, settings: Sequence[HeadSettings]) ->
 def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[Head], step: int) -> None:
     """Score every head on validation data, and keep its weights if they are its best."""
     metric, task = bench.training.metric, copy.copy(prepared.task)
-    load_best = bench.training.recipe.evaluation.load_best
     thresholds = bench.training.recipe.evaluation.tunes_thresholds
+    keeps_best = bench.training.recipe.evaluation.keep == "best"
     logits_SMC, copies = trained.logits(bench.validation_MD).cpu().numpy(), trained.copies()
     for head, logits_MC, weights in zip(heads, logits_SMC, copies, strict=True):
         task.calibrate(logits_MC, bench.training.validation, thresholds=thresholds)
@@ -205,9 +207,9 @@ def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[
         progress.step = step
         if is_better(scores[metric], progress.best_score, metric):
             progress.best_score, progress.best_step, progress.best_scores = scores[metric], step, scores
-            if load_best:
+            if keeps_best:
                 head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)
-        if step == trained.total_steps and not load_best:
+        if step == trained.total_steps and not keeps_best:
             head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)
         named = {f"validation_{name}": value for name, value in scores.items()}
         head.records.append({"step": step, "epoch": round(step / trained.per_epoch, 4), **named})

@@ -19,10 +19,11 @@ from hftransfer.results import Data, Results
 from hftransfer.run import Run, create_run
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Predictions, Task
-from hftransfer.training import prepare, summary
+from hftransfer.training import drift, prepare, summary
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.distributed import gather_model, is_sharded
 from hftransfer.training.evaluate import predict
+from hftransfer.training.fisher import importance
 from hftransfer.training.loop import Training
 from hftransfer.training.space import disk_errors
 from hftransfer.training.state import NO_ROOM
@@ -99,6 +100,7 @@ def build(prepared: Prepared) -> Training:
     features = prepared.data.features
     (seed,) = recipe.training_seeds
     task.initialise_head(loaded.model, loaded.fresh_parameters, features["train"])
+    held, before = weigh(prepared), states_before(prepared)
     torch.manual_seed(seed)  # adapters are drawn from the global generator
     model = prepared.strategy.apply(loaded.model, loaded.anatomy)
     return Training(
@@ -111,6 +113,26 @@ def build(prepared: Prepared) -> Training:
         features["train"],
         features["validation"],
         prepared.chunks,
+        loaded.fresh_parameters,
+        held,
+        before,
+    )
+
+
+def states_before(prepared: Prepared) -> drift.States:
+    """The pretrained states of some validation texts, on the main process; nothing where the backbone does not learn."""
+    if prepared.recipe.strategy.type == "feature_extraction" or not prepared.accelerator.is_main_process:
+        return {}
+    return drift.capture_states(prepared.loaded.model, prepared.task, prepared.data.features["validation"])
+
+
+def weigh(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """How much each weight of the backbone matters, where EWC asks; nothing elsewhere."""
+    if prepared.recipe.optim.retain != "ewc":
+        return {}
+    data, device = prepared.data, prepared.accelerator.device
+    return importance(
+        prepared.recipe, prepared.task, prepared.loaded, data.splits.train, data.features["train"], device
     )
 
 
@@ -178,6 +200,9 @@ def finish(prepared: Prepared, training: Training, run: Run) -> Results:
     if accelerator.is_main_process:
         trained = strategy.finish(model) if sharded else model
         with disk_errors("the model", run.model_folder, NO_ROOM):
+            if training.before:
+                after = drift.capture_states(trained, task, data.features["validation"])
+                found.drift = drift.compare_states(training.before, after)
             found.weights = results.save(run, prepared.recipe, task, prepared.loaded, trained)
     found.seconds = time.perf_counter() - started
     return found

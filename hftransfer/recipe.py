@@ -237,6 +237,23 @@ class OptimSection(Section):
     max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the gradient's norm at this; 0 does not clip.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     torch_compile: bool = Field(False, description="Compile the model's forward pass.")
+    retain: Literal["none", "l2_sp", "ewc", "mixout"] = Field(
+        "none", description="Holds pretrained weights near their values while they learn (docs/forgetting.md)."
+    )
+    retain_strength: float | None = Field(
+        None,
+        ge=0.0,
+        description="How hard: l2_sp and ewc, the pull; mixout, the share of weights put back in each step.",
+    )
+
+    @model_validator(mode="after")
+    def _share_of_weights(self) -> OptimSection:
+        """Mixout's strength is a probability."""
+        if self.retain == "mixout" and self.retain_strength is not None and self.retain_strength >= 1:
+            raise ValueError("retain_strength of mixout is a share of the weights, below 1")
+        if self.retain == "none" and self.retain_strength is not None:
+            raise ValueError("retain_strength needs a method: set retain to l2_sp, ewc or mixout")
+        return self
 
 
 class EvaluationSection(Section):
@@ -244,9 +261,10 @@ class EvaluationSection(Section):
 
     every: PositiveInt | None = Field(None, description="Evaluate every N optimizer steps; each epoch when absent.")
     metric: str | None = Field(None, description="Metric that chooses the best model; derived from the problem.")
-    load_best: bool | None = Field(
-        None,
-        description="Keep the weights with the best validation metric, not the last ones; by strategy when absent.",
+    keep: Literal["auto", "best", "last", "ema", "soup"] = Field(
+        "auto",
+        description="Which weights are kept: those of the best evaluation, the last ones, their moving average, or a "
+        "greedy soup of the evaluated ones; auto: best or last, by strategy.",
     )
     early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
     calibration: Literal["auto", "required", "temperature", "thresholds", "none"] = Field(

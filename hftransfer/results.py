@@ -20,6 +20,9 @@ from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.training import calibration, prepare
 from hftransfer.training import facts as run_facts
 from hftransfer.training.calibration import Calibration
+from hftransfer.training.drift import Drift
+from hftransfer.training.drift_verdict import of_drift
+from hftransfer.verdicts import write_verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +42,7 @@ class Results:
         predictions: Split -> predictions.
         calibration: What was folded into the head.
         weights: The SHA-256 of the saved weights and vocabularies, by file name.
+        drift: How far the backbone moved; None where it did not learn.
         seconds: What predicting and scoring took.
     """
 
@@ -47,6 +51,7 @@ class Results:
     predictions: dict[str, Predictions] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     weights: dict[str, str] = field(default_factory=dict)
+    drift: Drift | None = None
     seconds: float = 0.0
 
     def intervals(self, metric: str) -> dict[str, Any]:
@@ -161,6 +166,8 @@ def write(run: Run, training: Training, recipe: Recipe, data: Data, found: Resul
     written["training"]["report_seconds"] = round(time.perf_counter() - started, 3)
     write_json(run.folder / METRICS_FILE, written)
     write_json(run.folder / facts.FILE, report_facts(training, recipe, data, found))
+    if found.drift is not None:
+        write_verdict(run.folder, of_drift(found.drift))
     write_report(run.folder)
 
 

@@ -24,10 +24,11 @@ from hftransfer.report.outcomes import Outcomes
 from hftransfer.report.statistics import best_of, over_examples_and_seeds, over_seeds
 from hftransfer.results import EVALUATED, bounds
 from hftransfer.run import Run, create_run
-from hftransfer.run_files import LOG_FILE, METRICS_FILE, MODEL_FOLDER, SEEDS_FOLDER, write_json
+from hftransfer.run_files import LOG_FILE, METRICS_FILE, MODEL_FOLDER, SEEDS_FOLDER, VERDICTS_FOLDER, write_json
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import summary
-from hftransfer.training.loop import Training, is_better
+from hftransfer.training.averaging import is_better
+from hftransfer.training.loop import Training
 
 
 def first_of(prepared: Prepared) -> Prepared:
@@ -88,6 +89,8 @@ def _write(run: Run, prepared: Prepared, chosen: int) -> None:
     metrics = {seed: json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")) for seed, folder in parts.items()}
     for name in (facts.FILE, outcomes.FILE):
         shutil.copyfile(parts[chosen] / name, run.folder / name)
+    if (parts[chosen] / VERDICTS_FOLDER).is_dir():
+        shutil.copytree(parts[chosen] / VERDICTS_FOLDER, run.folder / VERDICTS_FOLDER, dirs_exist_ok=True)
     kept = {seed: outcomes.load(folder) for seed, folder in parts.items()}
     spread = describe(recipe.evaluation.metric, metrics, kept, chosen)
     seconds = [found["training"]["seconds"] for found in metrics.values()]

@@ -222,7 +222,7 @@ def _run_heads(current: Sweep, asked: Sequence[tuple[optuna.Trial, dict[str, Any
         return False
     for (trial, values), head in zip(asked, heads, strict=True):
         _keep_head(current, trial.number, head)
-        _tell(current, trial, values, _score_of(head, current.metric, bool(training.recipe.evaluation.load_best)))
+        _tell(current, trial, values, _score_of(head, current.metric, training.recipe.evaluation.keep == "best"))
     return True
 
 

@@ -108,7 +108,7 @@ def tiny_run(
         data={"max_length": 32, **task_columns, **(columns or {})},
         strategy=dict(strategy),
         optim=optim,
-        evaluation={"load_best": False},
+        evaluation={"keep": "last"},
         output_dir=str(output_dir),
         **more,
     )

@@ -40,7 +40,7 @@ def recipe_of(spec: Spec, seed: int) -> Recipe:
     return Recipe(
         checkpoint=spec.checkpoint,
         data={"max_length": MAX_LENGTH},
-        evaluation={"every": NEVER, "load_best": False},
+        evaluation={"every": NEVER, "keep": "last"},
         output_dir=str(Path(spec.folder) / f"run-{seed}"),
         seed=seed,
         seeds=spec.settings.get("seeds"),

@@ -28,6 +28,7 @@ from hftransfer.cli import (
     recipes,
     report,
     run,
+    soften,
     sweep,
     verify,
 )
@@ -68,6 +69,7 @@ def build_app() -> App:
     app.command(compare.compare, name="compare")
     app.command(sweep.sweep, name="sweep", config=RecipeConfig())
     app.command(adapt.adapt, name="adapt", config=RecipeConfig())
+    app.command(soften.soften, name="soften")
     app.command(diagnose.build_diagnose())
     return app
 

@@ -254,9 +254,14 @@ def _about_scores(facts: CardFacts) -> str:
         parts = [
             "Measured before the adapter was folded into the weights; the outputs of both were compared and agree."
         ]
-    if facts.recipe["evaluation"].get("load_best"):
-        parts.append(f"The weights are those of step {training['best_step']}, chosen by {training['metric']} on the ")
+    kept = facts.recipe["evaluation"].get("keep")
+    if kept in ("best", "soup"):
+        of_soup = f"the mean of those of steps {', '.join(map(str, training.get('kept_steps', [])))}"
+        of_best = f"those of step {training['best_step']}"
+        parts.append(f"The weights are {of_soup if kept == 'soup' else of_best}, chosen by {training['metric']} on the ")
         parts[-1] += "validation data, so its scores there are a little too good."
+    if kept == "ema":
+        parts.append("The weights are a moving average over the last part of the training.")
     seed = facts.recipe["seed"]
     if facts.metrics.get("intervals"):
         parts.append("In brackets: 95 % confidence intervals over the examples.")

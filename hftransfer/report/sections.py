@@ -15,6 +15,12 @@ from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.verdicts import read_verdicts
 
 MOST_SPOTS = 40
+KEPT_WORDS = {
+    "best": ", whose weights were kept.",
+    "last": "; the last weights were kept.",
+    "ema": "; a moving average of the weights was scored and kept.",
+    "soup": "; the mean of some evaluated weights was kept, a greedy soup.",
+}
 
 
 def sentence(run: RunView) -> str:
@@ -146,7 +152,7 @@ def curves(run: RunView) -> Section | None:
         return None
     best = run.metrics["training"].get("best_step")
     kept = "The ring marks the best evaluation"
-    kept += ", whose weights were kept." if run.setting("evaluation.load_best") else "; the last weights were kept."
+    kept += KEPT_WORDS[run.setting("evaluation.keep")]
     figures = [
         charts.lines(
             "Training loss",

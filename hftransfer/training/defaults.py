@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
 
 
@@ -38,6 +39,9 @@ STRATEGY_DEFAULTS: dict[str, Defaults] = {
 # validation rows is the luckiest one (docs/quality.md).
 LAST_WEIGHTS = ("feature_extraction",)
 
+# docs/forgetting.md has the measurement (`python -m benchmarks.retention`).
+RETAIN_STRENGTHS = {"l2_sp": 30.0, "ewc": 30.0, "mixout": 0.7}
+
 Origins = dict[str, str]
 
 
@@ -63,7 +67,11 @@ def resolve(recipe: Recipe, given: Mapping[str, str] | None = None) -> tuple[Rec
 
     Returns:
         The recipe without open optimisation fields, and the origin of every leaf.
+
+    Raises:
+        RecipeError: If it would hold pretrained weights, of which none learns.
     """
+    check_retain(recipe)
     origins = dict.fromkeys(flatten(recipe), "default")
     origins |= dict(given) if given is not None else dict.fromkeys(flatten(recipe, only_set=True), "given")
     updates = {}
@@ -72,12 +80,27 @@ def resolve(recipe: Recipe, given: Mapping[str, str] | None = None) -> tuple[Rec
             updates[name] = value
             origins[f"optim.{name}"] = f"default of {recipe.strategy.type}"
     sections: dict[str, Any] = {"optim": recipe.optim.model_copy(update=updates)}
-    if recipe.evaluation.load_best is None:
+    if recipe.optim.retain != "none" and recipe.optim.retain_strength is None:
+        sections["optim"] = sections["optim"].model_copy(
+            update={"retain_strength": RETAIN_STRENGTHS[recipe.optim.retain]}
+        )
+        origins["optim.retain_strength"] = f"default of {recipe.optim.retain}"
+    if recipe.evaluation.keep == "auto":
         stops_early = recipe.evaluation.early_stopping_patience is not None
-        load_best = stops_early or recipe.strategy.type not in LAST_WEIGHTS
-        sections["evaluation"] = recipe.evaluation.model_copy(update={"load_best": load_best})
-        origins["evaluation.load_best"] = f"default of {recipe.strategy.type}"
+        keep = "best" if stops_early or recipe.strategy.type not in LAST_WEIGHTS else "last"
+        sections["evaluation"] = recipe.evaluation.model_copy(update={"keep": keep})
+        origins["evaluation.keep"] = f"default of {recipe.strategy.type}"
     return recipe.model_copy(update=sections), origins
+
+
+def check_retain(recipe: Recipe) -> None:
+    """Refuse to hold pretrained weights where the strategy lets none of them learn."""
+    if recipe.optim.retain != "none" and recipe.strategy.type in ("feature_extraction", "lora", "ia3"):
+        raise RecipeError(
+            f"no pretrained weight learns under {recipe.strategy.type}, so there is nothing to hold",
+            where="optim.retain",
+            fix="leave it out, or choose another strategy",
+        )
 
 
 def derive(recipe: Recipe, origins: Origins, section: str, name: str, value: Any, reason: str) -> Recipe:

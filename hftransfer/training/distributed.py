@@ -66,6 +66,12 @@ def check_support(accelerator: Accelerator, recipe: Recipe, num_stages: int) -> 
                 where="fsdp_cpu_ram_efficient_loading",
                 fix="set it to false",
             )
+    if kind in ("FSDP", "DEEPSPEED") and recipe.optim.retain != "none":
+        raise TrainingError(
+            "pretrained weights cannot be held while they are spread over processes",
+            where="optim.retain",
+            fix="use DDP (recipes/accelerate/one_node.yaml), or hftransfer soften after the training",
+        )
     if kind == "DEEPSPEED":
         _check_deepspeed(accelerator, recipe, num_stages)
 
@@ -76,9 +82,10 @@ def _check_deepspeed(accelerator: Accelerator, recipe: Recipe, num_stages: int) 
         "gradient_accumulation_steps": recipe.optim.gradient_accumulation_steps > 1,
         "checkpoint_every": recipe.checkpoint_every is not None,
         "resume": recipe.resume != "never",
-        "load_best": bool(recipe.evaluation.load_best) and accelerator.state.deepspeed_plugin.zero_stage == 3,
+        "keep": recipe.evaluation.keep in ("ema", "soup")
+        or (recipe.evaluation.keep == "best" and accelerator.state.deepspeed_plugin.zero_stage == 3),
     }
-    fixes = {"gradient_accumulation_steps": "1", "checkpoint_every": "nothing", "resume": "never", "load_best": "false"}
+    fixes = {"gradient_accumulation_steps": "1", "checkpoint_every": "nothing", "resume": "never", "keep": "last"}
     if num_stages > 1:
         raise TrainingError(
             f"a DeepSpeed engine cannot be rebuilt for the {num_stages} stages of this strategy",
@@ -165,6 +172,12 @@ def restore(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         _local(parameters[name]).copy_(value)
+
+
+def local_weights(model: nn.Module, names: Collection[str]) -> Weights:
+    """The named parameters as they are, sharing memory; of a sharded model, this process's shards."""
+    parameters = dict(model.named_parameters())
+    return {name: _local(own_values(parameters[name])) for name in names}
 
 
 def live_weights(model: nn.Module, names: Collection[str]) -> Weights:

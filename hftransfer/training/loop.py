@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,12 +20,14 @@ from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import Features, Task
-from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import distributed, memory, summary
-from hftransfer.training.distributed import copy_weights, restore
+from hftransfer.training.averaging import Kept, is_better
+from hftransfer.training.distributed import copy_weights
+from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.memory import OutOfMemory
+from hftransfer.training.anchoring import build_retention
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress
@@ -67,7 +68,12 @@ class Training:
     validation: Features
     chunks: Chunks | None = None
     """Training rows that are streamed; `train` then holds the first of them."""
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    """Names of the parameters that the checkpoint did not bring."""
+    importance: dict[str, torch.Tensor] = field(default_factory=dict)
+    """How much each weight of the backbone matters, for EWC."""
+    before: States = field(default_factory=dict)
+    """The states of some validation texts before the training, by depth."""
     final: dict[str, torch.Tensor] = field(default_factory=dict)
     _facts_before: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
@@ -79,8 +85,10 @@ class Training:
         self.folder, self.metric = Path(self.recipe.output_dir), self.recipe.evaluation.metric
         self.plan = self.strategy.stages(self.anatomy)
         self.learned_names = self._names_that_learn()
+        self.retention = build_retention(self)
         learned = distributed.live_weights(self.model, self.learned_names)
         self.trained_count = sum(weight.numel() for weight in learned.values())
+        self.kept = Kept(self)
         self.saving = Saving(self)
         self.batching = self.saving.batching()
         self.batches = (
@@ -124,6 +132,7 @@ class Training:
             "seconds": round(self.progress.seconds, 3),
             "steps": self.progress.step,
             "best_step": self.progress.best_step,
+            **self.kept.facts(),
             "metric": self.metric,
             "train_examples": len(self.train) if self.chunks is None else self.chunks.num_rows,
             "truncated_rows": (self.chunks or self.train).truncated_rows,
@@ -155,9 +164,12 @@ class Training:
                 self.saving.state.flush()
             finally:
                 self.saving.state.close()
-        if self.recipe.evaluation.load_best:
-            restore(self.model, self.best)
-        self.final = self.best or copy_weights(self.model, self.learned_names)
+            try:
+                self.kept.choose(log)
+            except Interrupted:
+                self.final = copy_weights(self.model, self.learned_names)
+                raise self.saving.ending_after_training() from None
+        self.final = copy_weights(self.model, self.learned_names)
         return self.progress
 
     def _run_stage(self, current: StageSteps, log: RunLog) -> None:
@@ -172,7 +184,7 @@ class Training:
         was_sharded = distributed.is_sharded(self.model)
         model, optimizer = distributed.prepare(self.accelerator, self.recipe, self.model, optimizer)
         if distributed.is_sharded(self.model) and not was_sharded:
-            self.best = distributed.own_shards(self.model, self.best)
+            self.kept.shard()
         if current.start < self.progress.step and (trouble := self.saving.state.load_optimizer(optimizer)):
             log.event(self.progress.step, trouble)
         if self.recipe.checkpoint_every is not None and not distributed.is_sharded(self.model):
@@ -234,7 +246,8 @@ class Training:
             seed = self.recipe.seed
             arguments = (self.accelerator, now.model, now.optimizer, self.task, inputs, rows, optim)
             fits = self._stepped or memory.all_fit(self.accelerator, now.model, self.task, inputs, rows, size, seed)
-            result = memory.attempt(partial(training_step, *arguments, seed=seed, step=step)) if fits else None
+            make = partial(training_step, *arguments, seed=seed, step=step, retention=self.retention)
+            result = memory.attempt(make) if fits else None
             if result is not None:
                 self._stepped = True
                 return result
@@ -250,13 +263,14 @@ class Training:
         optim = self.recipe.optim
         assert optim.learning_rate is not None
         only_head = len(self.stages) == 1 and current.stage.boundary == self.anatomy.head_depth
-        return self.strategy.param_groups(
+        groups = self.strategy.param_groups(
             self.model,
             optim.learning_rate,
             head_learning_rate=None if current.stage.shared_rate or only_head else optim.head_learning_rate,
             weight_decay=optim.weight_decay or 0.0,
             layer_decay=optim.layer_decay or 1.0,
         )
+        return self.retention.without_decay(groups)
 
     def build_optimizer(self, current: StageSteps) -> torch.optim.Optimizer:
         """AdamW over what learns in this stage."""
@@ -271,6 +285,7 @@ class Training:
     def _after_step(self, result: StepResult, rate: float, now: StageRun) -> None:
         """Log, evaluate and save when it is time."""
         step = self.progress.step
+        self.kept.after_step(step)
         now.log.add_loss(result.loss)
         now.log.step(step, step / self.batches.per_epoch, rate, now.current.stage.name, due=step % LOG_EVERY == 0)
         every = self.recipe.evaluation.every or self.batches.per_epoch
@@ -288,7 +303,7 @@ class Training:
         """Score the validation data, keep the best weights, count patience."""
         inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
         # Generation goes around the forward that Accelerate wraps, and frozen weights may be cast for autocast.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.kept.in_place():
             predictions = predict(
                 inner,
                 self.task,
@@ -303,18 +318,10 @@ class Training:
         if better:
             self.progress.best_score, self.progress.best_step = value, self.progress.step
             self.progress.best_scores, self.progress.evaluations_without_gain = scores, 0
-            if self.recipe.evaluation.load_best:
-                self.best = copy_weights(self.model, self.learned_names)
         else:
             self.progress.evaluations_without_gain += 1
+        self.kept.after_evaluation(value, better)
         now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
         self.progress.evaluation_due = False
         patience = self.recipe.evaluation.early_stopping_patience
         self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
-
-
-def is_better(value: float, best: float | None, metric: str) -> bool:
-    """Whether a score beats the best so far; an undefined one (NaN) is worse than every number."""
-    if best is None or math.isnan(value) or math.isnan(best):
-        return best is None or not math.isnan(value)
-    return value > best if greater_is_better(metric) else value < best

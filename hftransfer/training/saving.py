@@ -66,8 +66,8 @@ class Saving:
         training, recipe = self.training, self.training.recipe
         if not training.accelerator.is_main_process:
             return
-        # Weights, two moments, and the best weights.
-        copies = 4 if recipe.evaluation.load_best else 3
+        # Weights, two moments, and what is kept of earlier ones.
+        copies = 3 + training.kept.most_copies
         checkpoint = copies * tensor_bytes(live_weights(training.model, training.learned_names).values())
         # An old one is removed once the new one is there.
         count = 1 if self.state.found is not None else recipe.keep_checkpoints + 1
@@ -93,7 +93,8 @@ class Saving:
             raise TrainingError(
                 "holds other weights than those that learn now", where=str(found.folder), fix="give the same strategy"
             )
-        training.progress, training.best = found.progress, found.weights("best")
+        training.progress = found.progress
+        training.kept.load(found.weights("best"))
         restore(training.model, weights)
         self.state.restore_scaler()
         log.loss_sum, log.loss_count = training.progress.loss_sum, training.progress.loss_count
@@ -129,8 +130,8 @@ class Saving:
         if training.chunks is not None:
             progress.chunks_counted = training.chunks.counted
             progress.truncated_rows = training.chunks.truncated_rows
-        best = whole_weights(training.model, training.best, keep=training.accelerator.is_main_process)
-        self._write(live_weights(training.model, training.learned_names), best, optimizer, stage)
+        kept = training.kept.stored(keep=training.accelerator.is_main_process)
+        self._write(live_weights(training.model, training.learned_names), kept, optimizer, stage)
 
     def _write(self, weights: distributed.Weights, best: distributed.Weights, optimizer: Any, stage: str) -> None:
         training = self.training
@@ -168,12 +169,12 @@ class Saving:
     def ending_after_training(self) -> Interrupted:
         """Save the finished training, of which scores and model are still to be made; what to raise then."""
         training = self.training
-        weights, best = training.final, training.best
+        weights, keep = training.final, training.accelerator.is_main_process
         if self._lacks(training.progress.step):
+            kept = training.kept.stored(keep=keep)
             if distributed.is_sharded(training.model):
-                keep = training.accelerator.is_main_process
-                weights, best = (whole_weights(training.model, part, keep=keep) for part in (weights, best))
-            self._write(weights, best, None, training.stages[-1].stage.name)
+                weights = whole_weights(training.model, weights, keep=keep)
+            self._write(weights, kept, None, training.stages[-1].stage.name)
         try:
             return endings.interrupted(self._settled(together=True))
         finally:

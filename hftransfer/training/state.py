@@ -1,8 +1,8 @@
 """Training state: what a checkpoint holds, the newest valid one, and writing one while the training goes on.
 
 No random-generator state is kept: every step seeds itself from (seed, step, rank). A checkpoint holds what learned, the
-best weights so far, the optimizer's moments and the counters. It is copied while the training waits and written by a
-thread while the training goes on; the next one, and the end of the run, wait for that thread.
+best weights so far (or what else is kept), the optimizer's moments and the counters. It is copied while the training
+waits and written by a thread while the training goes on; the next one, and the end of the run, wait for that thread.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Progress:
     loss_sum: float = 0.0
     """Of the steps since the last record of the log."""
     loss_count: int = 0
+    ingredients: dict[str, float] = field(default_factory=dict)
+    """Step -> validation score of the weights that a soup may be made of."""
     cache_facts: dict[str, float] = field(default_factory=dict)
     chunks_counted: int = 0
     """Of streamed data: chunks seen so far, and how many of their rows were truncated."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hftransfer.recipe import OptimSection
+    from hftransfer.training.retention import Retention
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def training_step(
     *,
     seed: int,
     step: int,
+    retention: Retention | None = None,
 ) -> StepResult:
     """Forward, backward and update on one global batch.
 
@@ -107,6 +109,7 @@ def training_step(
         optim: Batch sizes and clipping.
         seed: The recipe's seed.
         step: The global step.
+        retention: Holds pretrained weights near their values.
 
     Returns:
         Loss and stop, the same on every rank.
@@ -122,18 +125,19 @@ def training_step(
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
     losses = []
-    for micro_step in range(num_micro_steps):
-        # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
-        idle = micro_step >= len(pieces)
-        batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        torch.manual_seed(step_seed(seed, step, micro_step, rank))
-        last = micro_step == num_micro_steps - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
-            # DDP averages gradients over ranks; the loss is a sum over them.
-            accelerator.backward(loss * world_size)
-        losses.append(loss.detach())
+    with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
+        for micro_step in range(num_micro_steps):
+            # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
+            idle = micro_step >= len(pieces)
+            batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            torch.manual_seed(step_seed(seed, step, micro_step, rank))
+            last = micro_step == num_micro_steps - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
+                # DDP averages gradients over ranks; the loss is a sum over them.
+                accelerator.backward(loss * world_size)
+            losses.append(loss.detach())
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, norm_value = _agree(accelerator, losses, norm)
@@ -141,6 +145,8 @@ def training_step(
         optimizer.zero_grad()
         raise _not_finite(accelerator, result.loss, losses, pieces, rows)
     optimizer.step()
+    if retention is not None:
+        retention.pull(optimizer)
     optimizer.zero_grad()
     return result
 

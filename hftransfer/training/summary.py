@@ -33,7 +33,7 @@ ALWAYS_SHOWN = (
     "optim.lr_scheduler_type",
     "optim.layer_decay",
     "evaluation.metric",
-    "evaluation.load_best",
+    "evaluation.keep",
     "output_dir",
     "seed",
 )

@@ -68,12 +68,26 @@ def kill_before(monkeypatch, step):
     monkeypatch.setattr(loop, "training_step", dying)
 
 
-@pytest.mark.parametrize("load_best", [True, False])
-@pytest.mark.parametrize("strategy", ["full_fine_tuning", "gradual_unfreezing", "lora"])
-def test_a_resumed_training_ends_with_the_same_bits(strategy, load_best, checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("strategy", "keep", "retain"),
+    [
+        ("full_fine_tuning", "best", "l2_sp"),
+        ("full_fine_tuning", "last", "mixout"),
+        ("full_fine_tuning", "last", "ewc"),
+        ("full_fine_tuning", "ema", "none"),
+        ("gradual_unfreezing", "best", "none"),
+        ("gradual_unfreezing", "last", "none"),
+        ("gradual_unfreezing", "ema", "none"),
+        ("gradual_unfreezing", "soup", "mixout"),
+        ("lora", "best", "none"),
+        ("lora", "last", "none"),
+        ("lora", "soup", "none"),
+    ],
+)
+def test_a_resumed_training_ends_with_the_same_bits(strategy, keep, retain, checkpoint, tmp_path, monkeypatch):
     # A mean over three steps, of which a kill takes one or two.
     monkeypatch.setattr(loop, "LOG_EVERY", 3)
-    settings = {"strategy": strategy, "evaluation": {"every": 3, "load_best": load_best}}
+    settings = {"strategy": strategy, "evaluation": {"every": 3, "keep": keep}, "optim": {"retain": retain}}
     whole = train(a_recipe(checkpoint, tmp_path / "whole", **settings))
     resumable = a_recipe(checkpoint, tmp_path / "killed", checkpoint_every=2, resume="auto", **settings)
     for step in (5, 9):

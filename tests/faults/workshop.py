@@ -117,7 +117,7 @@ class Workshop:
             "checkpoint": str(self.checkpoint),
             "output_dir": str(self.folder / name),
             "strategy": STRATEGIES[strategy],
-            "evaluation": {"every": 4, "load_best": True},
+            "evaluation": {"every": 4, "keep": "best"},
             "checkpoint_every": 2,
             **changes,
             "optim": {**optim, **changes.get("optim", {})},

@@ -23,8 +23,8 @@ from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
 # Every setting away from its default, one recipe per strategy that has settings of its own kind.
 RECIPES: list[dict[str, Any]] = [
     {"trackers": []},
-    {"trackers": ["a", "b"], "seed": 3, "overwrite": True, "evaluation": {"load_best": False, "every": 5}},
     {"strategy": {"type": "lora", "targets": ["query", "value"], "alpha": 32.0, "variant": "dora"}},
+    {"trackers": ["a", "b"], "seed": 3, "overwrite": True, "evaluation": {"keep": "last", "every": 5}},
     {"strategy": {"type": "lora", "targets": "attention", "top_blocks": None}},
     {"strategy": {"type": "lp_ft", "probe_share": 0.5}, "optim": {"learning_rate": 1e-5, "max_steps": None}},
     {"data": {"train": "a b.csv", "label": "no", "text": "1.0", "max_length": 12}, "task": {"focal_gamma": 2.0}},
@@ -84,10 +84,10 @@ def test_flag_over_yaml_over_default(run: Run, config: Callable[[str], Path]) ->
 
 
 def test_flags_alone(run: Run) -> None:
-    flags = ["--checkpoint", "m", "--overwrite", "--evaluation.load_best=false", "--optim.learning_rate", "1e-3"]
+    flags = ["--checkpoint", "m", "--overwrite", "--evaluation.keep=last", "--optim.learning_rate", "1e-3"]
     recipe, origins = run(*flags)
-    assert (recipe.overwrite, recipe.evaluation.load_best, recipe.optim.learning_rate) == (True, False, 1e-3)
-    names = ["checkpoint", "overwrite", "evaluation.load_best", "optim.learning_rate"]
+    assert (recipe.overwrite, recipe.evaluation.keep, recipe.optim.learning_rate) == (True, "last", 1e-3)
+    names = ["checkpoint", "overwrite", "evaluation.keep", "optim.learning_rate"]
     assert origins == dict.fromkeys(names, "flag")
 
 

@@ -33,13 +33,15 @@ def test_the_defaults_fill_what_is_open_and_are_valid(strategy):
 @pytest.mark.parametrize("strategy", TYPES)
 def test_a_head_alone_keeps_its_last_weights_unless_told_otherwise(strategy):
     recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy))
-    assert recipe.evaluation.load_best == (strategy != "feature_extraction")
-    assert origins["evaluation.load_best"] == f"default of {strategy}"
-    for evaluation in ({"load_best": True}, {"early_stopping_patience": 2}):
-        assert resolve(Recipe(checkpoint="x", strategy=strategy, evaluation=evaluation))[0].evaluation.load_best
-    assert not resolve(Recipe(checkpoint="x", strategy=strategy, evaluation={"load_best": False}))[
-        0
-    ].evaluation.load_best
+    assert recipe.evaluation.keep == ("last" if strategy == "feature_extraction" else "best")
+    assert origins["evaluation.keep"] == f"default of {strategy}"
+    for evaluation, kept in (
+        ({"keep": "best"}, "best"),
+        ({"early_stopping_patience": 2}, "best"),
+        ({"keep": "last"}, "last"),
+        ({"keep": "ema", "early_stopping_patience": 2}, "ema"),
+    ):
+        assert resolve(Recipe(checkpoint="x", strategy=strategy, evaluation=evaluation))[0].evaluation.keep == kept
 
 
 def test_what_was_given_stays_zero_included():

@@ -30,7 +30,7 @@ def fsdp(version=2, efficient=False):
 
 
 def a_recipe(**settings):
-    settings.setdefault("evaluation", {"load_best": False})
+    settings.setdefault("evaluation", {"keep": "last"})
     return Recipe(checkpoint="x", **settings)
 
 
@@ -49,7 +49,7 @@ def test_what_is_supported_passes(accelerator):
         (deepspeed(), a_recipe(optim={"gradient_accumulation_steps": 2}), 1, "gradient_accumulation_steps"),
         (deepspeed(), a_recipe(checkpoint_every=5), 1, "checkpoint_every"),
         (deepspeed(), a_recipe(resume="auto"), 1, "resume"),
-        (deepspeed(3), a_recipe(evaluation={"load_best": True}), 1, "load_best"),
+        (deepspeed(3), a_recipe(evaluation={"keep": "best"}), 1, "keep"),
     ],
 )
 def test_what_would_go_wrong_is_refused_in_one_line(accelerator, recipe, stages, where):

@@ -13,7 +13,7 @@ from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.tasks.tokenization import tokenize
 from hftransfer.training import evaluate
-from hftransfer.training.loop import is_better
+from hftransfer.training.averaging import is_better
 from tests.tiny_models import WORDS, tiny_classifier, tiny_tokenizer
 
 TEXTS = [" ".join(WORDS[index : index + 1 + index * 7 % 23]) for index in range(13)]

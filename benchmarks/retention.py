@@ -1,0 +1,290 @@
+"""Task score against retention for every remedy against forgetting, as a table.
+
+    python -m benchmarks.retention run --checkpoint DIR --data DIR --general xquad_en/test.parquet:context
+    python -m benchmarks.retention table --write docs/forgetting.md
+
+A cell is a data set, a remedy and a seed; `--remedies l2_sp:100 mixout:0.9` tries other strengths. Each is one line of
+`--out`, so an interrupted measurement goes on where it stopped. Retention is the ratio of the checkpoint's perplexities
+on general text, under its own language-modelling head, before and after the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hftransfer import Recipe, Run, finetune
+
+DATA_SETS = {"scicite": "f1_macro", "trec6": "accuracy"}
+"""Data set -> the metric that chooses and is shown."""
+VALIDATION_ROWS, TEST_ROWS, GENERAL_TEXTS = 500, 1000, 240
+ROWS_SEED = 20
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+RETAIN = 0.95
+REMEDIES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "low_rate": {"optim": {"learning_rate": 4e-5}},
+    "layer_decay": {"optim": {"layer_decay": 0.4}},
+    "gradual": {"strategy": "gradual_unfreezing"},
+    "lp_ft": {"strategy": "lp_ft"},
+    "lora": {"strategy": "lora"},
+    "l2_sp": {"optim": {"retain": "l2_sp"}},
+    "ewc": {"optim": {"retain": "ewc"}},
+    "mixout": {"optim": {"retain": "mixout"}},
+    "ema": {"evaluation": {"keep": "ema"}},
+    "soup": {"evaluation": {"keep": "soup"}},
+    "last": {"evaluation": {"keep": "last"}},
+    "features": {"strategy": "feature_extraction"},
+}
+NAMES = {
+    "full": "full fine-tuning (best evaluation)",
+    "last": "full, last weights (`evaluation.keep: last`)",
+    "low_rate": "lower rate (4e-5 in place of 1.5e-4)",
+    "layer_decay": "steeper layer decay (0.4 in place of 0.8)",
+    "gradual": "`gradual_unfreezing`",
+    "lp_ft": "`lp_ft`",
+    "lora": "`lora`",
+    "l2_sp": "L2-SP (`optim.retain: l2_sp`)",
+    "ewc": "EWC (`optim.retain: ewc`)",
+    "mixout": "mixout (`optim.retain: mixout`)",
+    "replay": "replay (`data.replay`)",
+    "ema": "moving average (`evaluation.keep: ema`)",
+    "soup": "greedy soup of one run (`evaluation.keep: soup`)",
+    "features": "`feature_extraction`",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one line measures."""
+
+    data: str
+    remedy: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.remedy}/{self.seed}"
+
+
+def write_data(source: Path, folder: Path, examples: int) -> dict[str, str]:
+    """Write rows of a data set as parquet files, the same whatever the seed of a training; paths by split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = pd.read_parquet(source / "train.parquet").sample(frac=1, random_state=ROWS_SEED)
+    train = train[~train["text"].duplicated()]
+    validation = source / "validation.parquet"
+    held = pd.read_parquet(validation) if validation.exists() else train[examples:]
+    test = pd.read_parquet(source / "test.parquet").sample(frac=1, random_state=ROWS_SEED)
+    frames = {"train": train[:examples], "validation": held[:VALIDATION_ROWS], "test": test[:TEST_ROWS]}
+    for split, frame in frames.items():
+        frame[["text", "label"]].reset_index(drop=True).to_parquet(folder / f"{split}.parquet")
+    return {split: str(folder / f"{split}.parquet") for split in frames}
+
+
+def general_texts(spec: str, data: Path) -> list[str]:
+    """The texts that `--general FILE:COLUMN` names."""
+    file, _, column = spec.rpartition(":")
+    return pd.read_parquet(data / file)[column].drop_duplicates().tolist()[:GENERAL_TEXTS]
+
+
+def recipe_of(cell: Cell, arguments: argparse.Namespace, folder: Path) -> Recipe:
+    """The recipe of a cell: the strategy's own defaults, with what the remedy changes."""
+    paths = write_data(Path(arguments.data) / cell.data, folder / "data", arguments.examples)
+    remedy, _, strength = cell.remedy.partition(":")
+    changes = {name: dict(part) if isinstance(part, dict) else part for name, part in REMEDIES[remedy].items()}
+    if strength:
+        changes["optim"]["retain_strength"] = float(strength)
+    changes["evaluation"] = {"metric": DATA_SETS[cell.data], **changes.get("evaluation", {})}
+    return Recipe(
+        checkpoint=arguments.checkpoint,
+        data={**paths, "max_length": 128},
+        output_dir=str(folder / "run"),
+        overwrite=True,
+        preflight="off",
+        seeds=[cell.seed],
+        **changes,
+    )
+
+
+def measure(cell: Cell, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train a cell, and measure its score and what it retains, along the way back to the old weights too."""
+    from hftransfer.diagnose.backbones import Subject
+    from hftransfer.diagnose.softening import Examined
+    from hftransfer.errors import DataError
+
+    recipe = recipe_of(cell, arguments, folder)
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run: Run = finetune(recipe)
+    metric = DATA_SETS[cell.data]
+    found = {
+        "cell": cell.name,
+        "examples": arguments.examples,
+        "checkpoint": Path(arguments.checkpoint).name,
+        "metric": metric,
+        "score": run.metrics["test"][metric],
+        "validation": run.metrics["validation"][metric],
+        "training_seconds": run.metrics["training"]["seconds"],
+    }
+    try:
+        subject = Subject.load(run.folder, run.recipe)
+    except DataError:
+        # Nothing but the head has learned.
+        return {**found, "retained": 1.0, "seconds": round(time.perf_counter() - started, 1)}
+    assert subject.language is not None, "give a checkpoint with its language-modelling head"
+    features = subject.language.encode(general_texts(arguments.general, Path(arguments.data)))
+    before = subject.losses(features, 0.0)
+
+    def retained(share: float) -> float:
+        after = subject.losses(features, share)
+        return float(np.exp(before.mean - after.mean))
+
+    found |= {"perplexity_before": float(np.exp(before.mean)), "retained": retained(1.0)}
+    if cell.remedy in ("full", "lora"):
+        examined, curve = Examined.load(run.folder, run.recipe, subject.old), []
+        shares = sorted({*SHARES, *np.round(np.linspace(0, 1, 11), 1).tolist()})
+        for share in shares:
+            examined.softened.put(share)
+            scores = {split: examined.scores(split)[metric] for split in ("validation", "test")}
+            curve.append({"share": share, "retained": retained(share), **scores})
+        found["curve"] = curve
+    return {**found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines that are there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure the cells that have no line yet."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(line["cell"], line["examples"], line["checkpoint"]) for line in read(out)}
+    cells = [
+        Cell(data, remedy, seed)
+        for seed in arguments.seeds
+        for remedy in arguments.remedies
+        for data in arguments.data_sets
+    ]
+    for cell in cells:
+        if (cell.name, arguments.examples, Path(arguments.checkpoint).name) in done:
+            continue
+        folder = out.parent / "working"
+        line = measure(cell, arguments, folder)
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = f"{line['metric']} {line['score']:.4f}, retained {line['retained']:.3f}, {line['seconds']:.0f} s"
+        print(f"{cell.name}: {shown}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def softened(line: dict[str, Any], retain: float | None, share: float | None) -> tuple[float, float]:
+    """Test score and retention of a softened run: at a share, or chosen on validation among what retains enough."""
+    points = line["curve"]
+    if share is not None:
+        point = min(points, key=lambda one: abs(one["share"] - share))
+    else:
+        allowed = [one for one in points if one["retained"] >= (retain or 0.0)]
+        point = max(allowed, key=lambda one: (one["validation"], -one["share"]))
+    return point["test"], point["retained"]
+
+
+def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[tuple[float, float]]]]:
+    """(data, name, [(score, retained)] over seeds) of everything that was measured."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        data, remedy, _ = line["cell"].split("/")
+        found[data, remedy].append(line)
+    for (data, remedy), part in found.items():
+        base, _, strength = remedy.partition(":")
+        name = NAMES.get(base, base) + (f", strength {strength}" if strength else "")
+        yield data, name, [(line["score"], line["retained"]) for line in part]
+        if base in ("full", "lora") and all("curve" in line for line in part):
+            of = "full" if base == "full" else "`lora`"
+            yield data, f"soften {of}, half way", [softened(line, None, 0.5) for line in part]
+            yield data, f"soften {of}, `--retain {RETAIN}`", [softened(line, RETAIN, None) for line in part]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the lowest and highest."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def table_lines(lines: Sequence[dict[str, Any]], examples: int) -> list[str]:
+    """The table as Markdown: a row for each remedy, score and retention for each data set."""
+    lines = [line for line in lines if line["examples"] == examples]
+    cells: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(dict)
+    for data, name, values in rows_of(lines):
+        cells[name][data] = values
+    data_sets = [data for data in DATA_SETS if any(data in found for found in cells.values())]
+    head = ["remedy", *(f"{data}: {what}" for data in data_sets for what in (DATA_SETS[data], "retained")), "seeds"]
+    text = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, found in cells.items():
+        parts = []
+        for data in data_sets:
+            values = found.get(data, [])
+            parts += [spread(column) if values else "" for column in zip(*values, strict=True)] or ["", ""]
+        seeds = sorted({len(values) for values in found.values()})
+        text.append(f"| {name} | {' | '.join(parts)} | {' or '.join(map(str, seeds))} |")
+    return text
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Print the table, or write it between the marks of a page."""
+    lines = read(Path(arguments.out))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread"
+    text = "\n".join([*table_lines(lines, arguments.examples), "", f"Machine: {machine}."])
+    if arguments.write is None:
+        print(text)
+        return
+    page = Path(arguments.write)
+    before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- retention:begin -->\n")
+    _, end, after = rest.partition("<!-- retention:end -->")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    runner = verbs.add_parser("run", help="measure cells")
+    runner.add_argument("--checkpoint", required=True)
+    runner.add_argument("--data", required=True, help="folder with a folder for each data set")
+    runner.add_argument("--general", required=True, help="FILE:COLUMN below --data with general text")
+    runner.add_argument("--data_sets", nargs="+", default=list(DATA_SETS))
+    runner.add_argument("--remedies", nargs="+", default=list(REMEDIES))
+    runner.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    runner.set_defaults(action=run)
+    printer = verbs.add_parser("table", help="print the table")
+    printer.add_argument("--write", help="page to write it into")
+    printer.set_defaults(action=table)
+    for verb in (runner, printer):
+        verb.add_argument("--out", default="runs/retention/lines.jsonl")
+        verb.add_argument("--examples", type=int, default=1000)
+        verb.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Catastrophic forgetting: what a run's backbone could do before its training and can do after it (docs/forgetting.md).
+
+Language modelling on general text and on the run's own, under the checkpoint's head; frozen linear probes on reference
+tasks; earlier runs, under their own heads where this run began at their weights, else by a probe; drift by depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hftransfer.diagnose import earlier_runs, retained
+from hftransfer.diagnose.backbones import Subject, own_texts, read_labelled, read_texts
+from hftransfer.diagnose.retained import Measure
+from hftransfer.errors import DataError
+from hftransfer.recipe import Recipe
+from hftransfer.training import drift_verdict
+from hftransfer.verdicts import Estimate, IntervalChart, Verdict, VerdictTable
+
+LITTLE, MUCH = 0.95, 0.8
+"""At least so much retained is little forgotten; less than that is much."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to look at beside the drift.
+
+    Attributes:
+        general: File with general text.
+        domain: File with text of the task's domain; the run's validation texts when absent.
+        reference_tasks: Labelled files for probes.
+        earlier: Folders of earlier runs, with their recipes.
+        text: Column with the text in these files.
+        label: Column with the label.
+    """
+
+    general: str | None = None
+    domain: str | None = None
+    reference_tasks: Sequence[str] = ()
+    earlier: Sequence[tuple[Path, Recipe]] = ()
+    text: str = "text"
+    label: str = "label"
+
+
+def diagnose(folder: Path, recipe: Recipe, asked: Asked) -> Verdict:
+    """Judge what a run forgot.
+
+    Args:
+        folder: The run's folder.
+        recipe: Its recipe.
+        asked: What to look at.
+
+    Raises:
+        CheckpointError: If the run or its checkpoint cannot be read.
+        DataError: If a file cannot be, the backbone has not learned, or there is nothing to look at.
+    """
+    texts = {
+        name: read_texts(path, f"--{name}", asked.text)
+        for name, path in (("general", asked.general), ("domain", asked.domain))
+        if path is not None
+    }
+    labelled = {path: read_labelled(path, "--reference_tasks", asked.text, asked.label) for path in asked.reference_tasks}
+    subject = Subject.load(folder, recipe)
+    if "general" in texts and subject.language is None and not labelled:
+        raise DataError(
+            "the checkpoint has no language-modelling head to read it with",
+            where="--general",
+            fix="name labelled files with --reference_tasks, which are judged by a linear probe",
+        )
+    if "domain" not in texts and (recipe.data.train or recipe.data.name):
+        texts["domain"] = own_texts(recipe)
+    if not texts and not labelled:
+        raise DataError("no text to look at", where="diagnose forgetting", fix="name a file with --general")
+    measures = _of_texts(subject, texts) if subject.language is not None else []
+    for path, (part, labels_N) in labelled.items():
+        states = [subject.pooled(part, share) for share in (0.0, 1.0)]
+        measures.append(retained.of_probe(f"reference task {Path(path).name}", labels_N, *states))
+    for earlier, its_recipe in asked.earlier:
+        measures.append(earlier_runs.measure(subject, earlier, its_recipe))
+    read = texts.get("domain") or texts.get("general") or next(iter(labelled.values()))[0]
+    return verdict(subject, measures, read, asked)
+
+
+def _of_texts(subject: Subject, texts: dict[str, list[str]]) -> list[Measure]:
+    assert subject.language is not None
+    found = []
+    for name, part in texts.items():
+        features = subject.language.encode(part)
+        before, after = (subject.losses(features, share) for share in (0.0, 1.0))
+        on = f"{name} text"
+        found.append(retained.of_losses(on, subject.language.guesses, before, after, known=name == "domain"))
+    return found
+
+
+def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str], asked: Asked) -> Verdict:
+    """The measures and the drift in words, a table and charts."""
+    drift = subject.drift(texts)
+    judged = [measure for measure in measures if not measure.known]
+    worst = min(judged, key=lambda measure: measure.retained, default=None)
+    warns = worst is not None and worst.high < LITTLE
+    words = [headline(worst)] if worst is not None else []
+    words += [sentence(measure) for measure in measures]
+    words += drift_verdict.words(drift)
+    if worst is None:
+        words.append("Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks.")
+    if warns:
+        given = f"--general {asked.general}" if asked.general and subject.language else "--reference_tasks FILE"
+        words.append(
+            f"What to do: `hftransfer soften {subject.folder} --retain {LITTLE} {given}` goes part of the way back to "
+            "the checkpoint's weights without training; docs/forgetting.md compares what can be done in the training."
+        )
+    charts: list[IntervalChart] = [_chart(measures)] if measures else []
+    return Verdict(
+        key=drift_verdict.KEY,
+        title=drift_verdict.TITLE,
+        words=words,
+        warns=warns,
+        tables=[*([_table(measures)] if measures else []), drift_verdict.table(drift)],
+        charts=[*charts, drift_verdict.chart(drift)],
+    )
+
+
+def headline(worst: Measure) -> str:
+    """The most important thing first."""
+    if worst.retained >= LITTLE:
+        return f"Little was forgotten: at least {worst.retained:.0%} is retained of everything that was looked at."
+    unsure = "" if worst.high < LITTLE else ", though the interval does not exclude that little was lost"
+    much = "Much" if worst.retained < MUCH else "Something"
+    return f"{much} was forgotten: on {worst.on} {worst.retained:.0%} is retained{unsure}."
+
+
+def sentence(measure: Measure) -> str:
+    """One measure in words."""
+    return (
+        f"On {measure.on} the {measure.what} went from {_number(measure.before)} to {_number(measure.after)}: retained "
+        f"{measure.retained:.2f} (95 % interval {measure.low:.2f} to {measure.high:.2f}, {measure.count:,} examples)."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 2 else f"{value:.4g}"
+
+
+def _table(measures: Sequence[Measure]) -> VerdictTable:
+    return VerdictTable(
+        caption="Before and after the training; retained: the ratio, 1 = nothing lost, with its 95 % interval",
+        head=["on", "what", "before", "after", "retained", "interval"],
+        rows=[
+            [
+                one.on,
+                one.what,
+                _number(one.before),
+                _number(one.after),
+                f"{one.retained:.3f}",
+                f"{one.low:.3f} to {one.high:.3f}",
+            ]
+            for one in measures
+        ],
+        texts=2,
+    )
+
+
+def _chart(measures: Sequence[Measure]) -> IntervalChart:
+    nothing = Estimate(name="nothing lost", value=1.0, is_baseline=True)
+    rows = [Estimate(name=one.on, value=one.retained, low=one.low, high=one.high) for one in measures]
+    return IntervalChart(
+        title="What is retained",
+        description="The ratio of what the backbone could do before and can do after, with 95 % intervals.",
+        estimates=[*rows, nothing],
+        label="retained",
+    )
+
+
