@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from cyclopts import App
 
+from hftransfer.cli import diagnose_bias
+
 
 def build_diagnose() -> App:
     """The verbs below `diagnose`."""
-    return App(name="diagnose", help="Judge data and models: domain, forgetting, bias.")
+    app = App(name="diagnose", help="Judge data and models: domain, forgetting, bias.")
+    app.command(diagnose_bias.bias, name="bias")
+    return app

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hftransfer.errors import DataError
-from hftransfer.recipe import DataSection, TaskSection, TextClassification
+from hftransfer.recipe import DataSection, TaskSection, TextClassification, listed_columns
 
 USUAL_TASK = TextClassification()
 MOST_NAMES, LONGEST_NAME = 20, 60
@@ -19,6 +19,7 @@ def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labe
     names = [*task.input_columns(section)]
     if labelled:
         names += [*task.label_columns(section), *([] if section.group is None else [section.group])]
+        names += listed_columns(section.sensitive)
     return list(dict.fromkeys(names))
 
 

@@ -20,7 +20,7 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import CELLS, Features, Task
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import distributed, memory, summary
 from hftransfer.training.distributed import copy_weights, restore
@@ -84,7 +84,9 @@ class Training:
         self.saving = Saving(self)
         self.batching = self.saving.batching()
         self.batches = (
-            EpochBatches(self.train.lengths_N, self.batching.global_batch, self.recipe.seed)
+            EpochBatches(
+                self.train.lengths_N, self.batching.global_batch, self.recipe.seed, self.train.extra.get(CELLS)
+            )
             if self.chunks is None
             else ChunkedBatches(self.chunks, self.batching.global_batch, self.recipe.seed)
         )
