@@ -52,6 +52,16 @@ class DataSection(Section):
         "(causal_lm learns from texts alone unless the column is named).",
     )
     group: str | None = Field(None, description="Column whose equal values never land in two splits.")
+    sensitive: str | None = Field(
+        None,
+        description="Columns with the groups that people belong to or that are spoken of, joined by commas, for "
+        "task.balance and `hftransfer diagnose bias`. The model does not read them.",
+    )
+    counterfactuals: str | None = Field(
+        None,
+        description="Text classification: train on a copy, too, of every text that names a group, with another group "
+        "in its place; 'builtin', or a file with terms (docs/bias.md).",
+    )
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
     max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
     replay: str | None = Field(
@@ -141,8 +151,11 @@ class TextClassification(WindowedTask, SmoothedTask):
         "auto",
         description="What the head reads; auto: mean where only the head learns and the model allows it, else own.",
     )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: weigh classes by inverse frequency."
+    balance: Literal["none", "classes", "groups", "sample_classes", "sample_groups"] = Field(
+        "none",
+        description="classes: weigh classes by inverse frequency. groups: weigh rows so that label and data.sensitive "
+        "become independent. sample_classes, sample_groups: draw each class, or each label of each group, equally "
+        "often.",
     )
     focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
 
@@ -208,6 +221,17 @@ class MaskedLM(TaskSection):
     label_kinds: ClassVar[tuple[ColumnKind, ...]] = ()
     type: Literal["masked_lm"] = Field("masked_lm", description="Name of the task.")
     whole_words: bool = Field(False, description="Mask whole words, not single tokens (T5 hides spans either way).")
+
+
+def besides(recipe: Recipe) -> list[str]:
+    """Columns that are neither read nor learnt from: those with groups, unless they are input or label, too."""
+    used = {*recipe.task.input_columns(recipe.data), *recipe.task.label_columns(recipe.data)}
+    return [name for name in listed_columns(recipe.data.sensitive) if name not in used]
+
+
+GROUP_BALANCES = ("groups", "sample_groups")
+"""Values of `task.balance` that need `data.sensitive`."""
+NO_GROUPS = "no columns with groups"
 
 
 TaskSettings = Annotated[

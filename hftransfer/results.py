@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from hftransfer.training.drift_verdict import of_drift
 from hftransfer.verdicts import write_verdict
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
 
     from hftransfer.training.loop import Training
@@ -76,6 +77,8 @@ class Data:
     features: Mapping[str, Features]
     rows: dict[str, Any] = field(default_factory=dict)
     rivals: dict[str, dict[str, float]] = field(default_factory=dict)
+    beside: Sequence[str] = ()
+    """Columns that the model neither reads nor learns from: runs with and without them have the same test rows."""
 
     def baselines(self, recipe: Recipe, task: Task) -> dict[str, dict[str, float]]:
         """Scores of simple predictors on the split that counts, computed once."""
@@ -88,8 +91,13 @@ class Data:
     def row_hashes(self, split: str) -> Any:
         """The hashes of a split's rows, computed once."""
         if split not in self.rows:
-            self.rows[split] = outcomes.row_hashes(getattr(self.splits, split))
+            self.rows[split] = outcomes.row_hashes(self._compared(split))
         return self.rows[split]
+
+    def _compared(self, split: str) -> Dataset:
+        """A split without what lies beside."""
+        dataset: Dataset = getattr(self.splits, split)
+        return dataset.remove_columns([name for name in self.beside if name in dataset.column_names])
 
     @property
     def evaluated(self) -> list[str]:

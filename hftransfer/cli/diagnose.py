@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from hftransfer.cli import diagnose_domain, diagnose_forgetting
+from hftransfer.cli import diagnose_bias, diagnose_domain, diagnose_forgetting
 
 
 def build_diagnose() -> App:
@@ -12,4 +12,5 @@ def build_diagnose() -> App:
     app = App(name="diagnose", help="Judge data and models: domain, forgetting, bias.")
     app.command(diagnose_domain.domain, name="domain")
     app.command(diagnose_forgetting.forgetting, name="forgetting")
+    app.command(diagnose_bias.bias, name="bias")
     return app

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hftransfer.data.augment import check_remedies
 from hftransfer.data.named import check_exists, check_present, dataset_and_revision, needed_columns, replay_section
 from hftransfer.data.readers import file_format, stream_tables
 from hftransfer.data.squad_file import rows_of
@@ -62,6 +63,7 @@ def _check_settings(recipe: Recipe) -> None:
         raise RecipeError("no column with the context", where="data.text_pair", fix="name it; text is the question")
     if recipe.task.type == "multiple_choice" and not listed_columns(recipe.data.text_pair):
         raise RecipeError("no column with the choices", where="data.text_pair", fix="name it, or one for each choice")
+    check_remedies(recipe)
     if not recipe.data.streaming:
         return
     if recipe.task.type != STREAMED_TASK:

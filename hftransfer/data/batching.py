@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 CPU_PASS_TOKENS, GPU_PASS_TOKENS = 2048, 16384
 
 # Separate streams of random numbers for one seed.
-_EPOCH, _BATCHES = 1, 2
+_EPOCH, _BATCHES, _CELLS = 1, 2, 3
 
 
 def random_order(count: int, *key: int) -> Indices:
@@ -52,6 +52,36 @@ def epoch_order(num_examples: int, seed: int, epoch: int, chunk: int = 0) -> Ind
     return random_order(num_examples, *_key(seed, _EPOCH, epoch, chunk))
 
 
+def balanced_order(cells_N: Indices, seed: int, epoch: int) -> Indices:
+    """The order of the examples in one epoch that draws every cell equally often.
+
+    An epoch has as many draws as there are examples. Each cell is dealt out like a deck that is shuffled whenever it is
+    used up, on from where the epoch before has left it: no example of a cell comes a second time before all have come
+    once, and the largest cell's examples all have their turn over the epochs.
+
+    Args:
+        cells_N: The cell of every example, from 0 without gaps, shape (num_examples,).
+        seed: The recipe's seed, not negative.
+        epoch: 0-based.
+
+    Returns:
+        Indices of examples, shape (num_examples,), shuffled; the counts of two cells differ by at most one.
+    """
+    count, num_cells = len(cells_N), int(cells_N.max()) + 1
+    by_cell = np.argsort(cells_N, kind="stable")
+    bounds = np.searchsorted(cells_N[by_cell], np.arange(num_cells + 1))
+    drawn = []
+    for cell in range(num_cells):
+        members = by_cell[bounds[cell] : bounds[cell + 1]]
+        # The draws of a cell over all epochs, counted on: those that do not divide evenly go round.
+        start, stop = (((turn * count) + num_cells - 1 - cell) // num_cells for turn in (epoch, epoch + 1))
+        for deck in range(start // len(members), -(-stop // len(members))):
+            order = members[random_order(len(members), seed, _CELLS, cell, deck)]
+            drawn.append(order[max(0, start - deck * len(members)) : stop - deck * len(members)])
+    found = np.concatenate(drawn)
+    return found[random_order(len(found), *_key(seed, _EPOCH, epoch, 0))]
+
+
 def _key(seed: int, stream: int, epoch: int, chunk: int) -> tuple[int, ...]:
     """What an order depends on. The first chunk has the order of data that are not streamed."""
     return (seed, stream, epoch, chunk) if chunk else (seed, stream, epoch)
@@ -65,8 +95,9 @@ def training_batches(
     epoch: int,
     bucket: int | None = 16,
     chunk: int = 0,
+    cells: Indices | None = None,
 ) -> list[Indices]:
-    """The global batches of one epoch: every example exactly once.
+    """The global batches of one epoch: every example exactly once, or every cell equally often.
 
     With length bucketing the shuffled examples are sorted by length within windows of `bucket` batches, cut into
     batches, and the batches are shuffled. The bound on the randomness: which examples share a window is uniformly
@@ -81,6 +112,7 @@ def training_batches(
         epoch: 0-based.
         bucket: Window of the length bucketing in batches; None turns it off.
         chunk: Which part of streamed data these are, 0-based.
+        cells: The cell of every example where cells are drawn equally often (`balanced_order`).
 
     Returns:
         One index array per optimizer step. All have `global_batch_size` examples except at most one, which comes last
@@ -88,7 +120,7 @@ def training_batches(
     """
     _require_positive(global_batch_size=global_batch_size, bucket=1 if bucket is None else bucket)
     sizes = np.asarray(lengths)
-    order = epoch_order(len(sizes), seed, epoch, chunk)
+    order = epoch_order(len(sizes), seed, epoch, chunk) if cells is None else balanced_order(cells, seed, epoch)
     if bucket is None:
         return _cut(order, global_batch_size)
     windows = _cut(order, global_batch_size * bucket)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TaskSection, TextClassification
-from hftransfer.setting_values import name_and_revision
+from hftransfer.setting_values import listed_columns, name_and_revision
 
 USUAL_TASK = TextClassification()
 MOST_NAMES, LONGEST_NAME = 20, 60
@@ -20,6 +20,7 @@ def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labe
     names = [*task.input_columns(section)]
     if labelled:
         names += [*task.label_columns(section), *([] if section.group is None else [section.group])]
+        names += listed_columns(section.sensitive)
     return list(dict.fromkeys(names))
 
 

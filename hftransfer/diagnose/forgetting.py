@@ -60,7 +60,9 @@ def diagnose(folder: Path, recipe: Recipe, asked: Asked) -> Verdict:
         for name, path in (("general", asked.general), ("domain", asked.domain))
         if path is not None
     }
-    labelled = {path: read_labelled(path, "--reference_tasks", asked.text, asked.label) for path in asked.reference_tasks}
+    labelled = {
+        path: read_labelled(path, "--reference_tasks", asked.text, asked.label) for path in asked.reference_tasks
+    }
     subject = Subject.load(folder, recipe)
     if "general" in texts and subject.language is None and not labelled:
         raise DataError(
@@ -103,7 +105,9 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
     words += [sentence(measure) for measure in measures]
     words += drift_verdict.words(drift)
     if worst is None:
-        words.append("Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks.")
+        words.append(
+            "Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks."
+        )
     if warns:
         given = f"--general {asked.general}" if asked.general and subject.language else "--reference_tasks FILE"
         words.append(
@@ -170,5 +174,3 @@ def _chart(measures: Sequence[Measure]) -> IntervalChart:
         estimates=[*rows, nothing],
         label="retained",
     )
-
-

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hftransfer.preflight import similar
+from hftransfer.data import similar
+from hftransfer.data.copies import near_rows, signatures
 from hftransfer.preflight.findings import Finding, Severity, rows_named, share
 from hftransfer.preflight.rows import SplitRows
 from hftransfer.recipe import Recipe
@@ -24,7 +24,7 @@ SCORE_TOLERANCE = 0.1
 """Of the range of a regression's targets: what two scores of one text may differ by."""
 LETTERS_IN_A_RUN, LETTERS_AT_MOST = 20_000_000, 400_000_000
 """Up to so many letters near duplicates are looked for: some 4 s, and 80 s."""
-SHOWN_PAIRS, COMPARED_PAIRS = 20, 20_000
+SHOWN_PAIRS = 20
 SHARED_LETTERS = 40
 """From this length on a text that two rows share counts as more than a phrase."""
 
@@ -76,7 +76,7 @@ def duplicates(rows: Mapping[str, SplitRows], recipe: Recipe, *, thorough: bool)
     near = letters <= (LETTERS_AT_MOST if thorough else LETTERS_IN_A_RUN)
     signed: dict[str, Any] = {}
     if near:
-        signed = {name: similar.signatures(split.joined(similar.plain)) for name, split in rows.items()}
+        signed = {name: signatures(split.texts) for name, split in rows.items()}
     else:
         fix = "" if thorough else "hftransfer check looks for them"
         what = f"near duplicates are not looked for: the data have {letters:,} letters"
@@ -101,7 +101,7 @@ def repeats(train: SplitRows, *, cut: bool) -> list[Finding]:
 def _between(known: SplitRows, asked: SplitRows, signed: Any, recipe: Recipe) -> list[Finding]:
     """What of `asked` is in `known`."""
     exact_N = np.isin(asked.hashes_N, known.hashes_N)
-    near = {} if signed is None else _near_rows(known, asked, exact_N, *signed)
+    near = {} if signed is None else near_rows(known.texts, asked.texts, exact_N, *signed)
     exact, total = int(exact_N.sum()), int(exact_N.sum()) + len(near)
     if not total:
         return []
@@ -127,26 +127,6 @@ def _between(known: SplitRows, asked: SplitRows, signed: Any, recipe: Recipe) ->
     ]
 
 
-def _near_rows(
-    known: SplitRows,
-    asked: SplitRows,
-    exact_N: NDArray[np.bool_],
-    known_NH: NDArray[np.uint32],
-    asked_NH: NDArray[np.uint32],
-) -> dict[int, int]:
-    """Row of `asked` -> a row of `known` that is near in every column; rows that are there exactly are left out."""
-    pairs = similar.candidates(known_NH, asked_NH)
-    pairs = pairs[~exact_N[pairs[:, 0]]]
-    alike = similar.agreement(known_NH, asked_NH, pairs)
-    # Two standard deviations below the threshold: 60 functions estimate a similarity of 0.85 within 0.05.
-    order = np.argsort(-alike, kind="stable")[: int((alike >= similar.NEAR - 0.1).sum())][:COMPARED_PAIRS]
-    found: dict[int, int] = {}
-    for one, other in pairs[order].tolist():
-        if one not in found and all(_near(column[one], its[other]) for column, its in _columns(asked, known)):
-            found[one] = other
-    return found
-
-
 def _other_labels(known: SplitRows, asked: SplitRows, near: Mapping[int, int]) -> int:
     """How many pairs of near rows have different classes; equal rows are the matter of `conflicts`."""
     if known.labels is None or asked.labels is None or isinstance(asked.labels[0], float):
@@ -156,14 +136,6 @@ def _other_labels(known: SplitRows, asked: SplitRows, near: Mapping[int, int]) -
 
 def _columns(asked: SplitRows, known: SplitRows) -> list[tuple[list[str], list[str]]]:
     return list(zip(asked.texts, known.texts, strict=True))
-
-
-def _near(one: str, other: str) -> bool:
-    plain = similar.plain(one), similar.plain(other)
-    # Signs alone: what is left of them says nothing.
-    if not all(plain):
-        return one.strip() == other.strip()
-    return plain[0] == plain[1] or similar.similarity(*map(similar.pieces, plain)) >= similar.NEAR
 
 
 def shared_texts(rows: Mapping[str, SplitRows]) -> list[Finding]:
@@ -248,7 +220,7 @@ def class_balance(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | 
     train, found = rows["train"], []
     counts = class_counts(train)
     name, largest = counts.most_common(1)[0]
-    balanced = getattr(recipe.task, "class_weights", "none") != "none" and recipe.evaluation.metric != "accuracy"
+    balanced = getattr(recipe.task, "balance", "none") != "none" and recipe.evaluation.metric != "accuracy"
     if largest >= DOMINATING * len(train) and problem != "multi_label":
         found.append(
             Finding(
@@ -256,7 +228,7 @@ def class_balance(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | 
                 "note" if balanced else "warning",
                 f"{share(largest, len(train))} of the rows are {name!r}, and always saying so is that accurate",
                 "train",
-                "choose --evaluation.metric f1_macro, and try --task.class_weights balanced",
+                "choose --evaluation.metric f1_macro, and try --task.balance classes",
                 {"class": name, "share": largest / len(train)},
             )
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hftransfer.preflight.similar import Words, text_hashes
+from hftransfer.data.copies import joined
+from hftransfer.data.similar import Words, text_hashes
 from hftransfer.recipe import Recipe
 from hftransfer.tasks.labels import column_names, label_name
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hftransfer.data.load import Splits
-
-BETWEEN = "\x1f"
-"""Stands between the texts of a row where they are compared as one."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,6 @@ class SplitRows:
         """How many letters there are."""
         return sum(map(len, (text for column in self.texts for text in column)))
 
-    def joined(self, clean: Callable[[str], str] = str) -> list[str]:
-        """The texts of every row as one."""
-        columns = [[clean(text) for text in column] for column in self.texts]
-        return columns[0] if len(columns) == 1 else [BETWEEN.join(row) for row in zip(*columns, strict=True)]
-
 
 def rows_of_splits(splits: Splits, recipe: Recipe, problem: str | None) -> dict[str, SplitRows]:
     """The rows of all splits there are.
@@ -73,8 +65,7 @@ def _rows(name: str, dataset: Dataset, recipe: Recipe, problem: str | None) -> S
     # The datasets library keeps a selection as indices into the whole.
     kept = getattr(dataset, "_indices", None)
     numbers_N = np.arange(len(dataset)) if kept is None else np.asarray(kept.column(0))
-    joined = columns[0] if len(columns) == 1 else [BETWEEN.join(row) for row in zip(*columns, strict=True)]
-    return SplitRows(name, columns, _labels(dataset, recipe, problem), numbers_N, text_hashes(joined))
+    return SplitRows(name, columns, _labels(dataset, recipe, problem), numbers_N, text_hashes(joined(columns)))
 
 
 def _as_text(value: Any) -> str:

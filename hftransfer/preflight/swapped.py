@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from hftransfer.data.copies import plain_rows
 from hftransfer.preflight.findings import Finding
 from hftransfer.preflight.rows import SplitRows
-from hftransfer.preflight.similar import plain
 
 BUCKETS = 1 << 16
 MOST_ROWS, MOST_CLASSES, FEWEST_ROWS = 20_000, 100, 50
@@ -67,7 +67,7 @@ def _sample(split: SplitRows, index: Mapping[str, int]) -> tuple[list[str], NDAr
     """Evenly spaced rows and the numbers of their classes."""
     assert split.labels is not None
     step = -(-len(split) // MOST_ROWS)
-    joined = split.joined(plain)
+    joined = plain_rows(split.texts)
     kept = [row for row in range(0, len(split), step) if split.labels[row] in index]
     return [joined[row] for row in kept], np.asarray([index[split.labels[row]] for row in kept], np.int64)
 

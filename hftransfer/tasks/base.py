@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that the loss leaves out, as in transformers."""
 
-NOT_FOR_THE_MODEL = ("labels", "row_sizes", "places")
-"""What of a batch the task alone reads: labels, the number of sequences of each row, the tokens that are tagged."""
+CELLS, ROW_WEIGHTS = "cells", "row_weights"
+"""In `Features.extra` of training rows: the cells that are drawn equally often, (N,), and weights of the loss, (N,)."""
+
+NOT_FOR_THE_MODEL = ("labels", "row_sizes", "places", ROW_WEIGHTS)
+"""What of a batch the task alone reads: labels, the number of sequences of each row, the tokens that are tagged, and
+weights of rows."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,8 @@ class Task(ABC):
             arrays["labels"] = features.labels.padded(rows, IGNORED)
         elif features.labels is not None:
             arrays["labels"] = features.labels[rows]
+        if ROW_WEIGHTS in features.extra:
+            arrays[ROW_WEIGHTS] = features.extra[ROW_WEIGHTS][rows]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def weight(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> float:

@@ -21,20 +21,25 @@ def classification_loss(
     class_weights_C: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    row_weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy summed over rows, with class weights, label smoothing and the focal factor.
+    """Cross-entropy summed over rows, with weights of classes or rows, label smoothing and the focal factor.
 
     The focal factor is equation 5 of arXiv:1708.02002.
 
     Divided by the sum of the rows' class weights this is `torch.nn.functional.cross_entropy(..., reduction="mean")`.
     """
-    if not focal_gamma:
+    if not focal_gamma and row_weights_B is None:
         return functional.cross_entropy(
             logits_BC, labels_B, weight=class_weights_C, label_smoothing=label_smoothing, reduction="sum"
         )
     losses_B = functional.cross_entropy(
         logits_BC, labels_B, weight=class_weights_C, label_smoothing=label_smoothing, reduction="none"
     )
+    if row_weights_B is not None:
+        losses_B = losses_B * row_weights_B
+    if not focal_gamma:
+        return losses_B.sum()
     true_probability_B = logits_BC.softmax(-1).gather(1, labels_B[:, None])[:, 0]
     return (_focal_factor(true_probability_B, focal_gamma) * losses_B).sum()
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import DataSection, TextClassification
+from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification, listed_columns
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import Call, Decisions, Features, Outcome, Predictions, Task
+from hftransfer.tasks.balance import cells_of, group_names, reweighing
+from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Call, Decisions, Features, Outcome, Predictions, Task
 from hftransfer.tasks.labels import Labels, column_names, infer_labels
 from hftransfer.tasks.losses import classification_loss, multi_label_loss, regression_loss
 from hftransfer.tasks.tokenization import tokenize
@@ -35,7 +36,7 @@ PROBLEM_TYPES = {
 DEFAULT_METRICS = {"single_label": "accuracy", "multi_label": "f1_macro", "regression": "spearman"}
 # Settings that the loss of these problems has no use for.
 UNUSED_SETTINGS = {
-    "class_weights": ("regression",),
+    "balance": ("regression",),
     "label_smoothing": ("multi_label", "regression"),
     "focal_gamma": ("regression",),
 }
@@ -70,6 +71,11 @@ class TextClassificationTask(Task):
         for name, problems in UNUSED_SETTINGS.items():
             if labels.problem in problems and getattr(settings, name) != type(settings).model_fields[name].default:
                 raise RecipeError(f"does nothing for {labels.problem}", where=f"task.{name}", fix="leave it out")
+        if labels.problem == "multi_label" and settings.balance not in ("none", "classes"):
+            what = "needs a single label: a row of several is in several classes"
+            raise RecipeError(what, where=f"task.balance {settings.balance}", fix="use classes")
+        if settings.balance in GROUP_BALANCES and not listed_columns(data.sensitive):
+            raise RecipeError(NO_GROUPS, where=f"task.balance {settings.balance}", fix="name them with data.sensitive")
         return cls(settings, data, labels)
 
     @classmethod
@@ -119,7 +125,7 @@ class TextClassificationTask(Task):
         section 3.3).
         """
         assert isinstance(features.labels, np.ndarray)
-        if self.settings.class_weights == "balanced":
+        if self.settings.balance == "classes":
             self.class_weights_C = self._balanced_weights(features.labels)
         bias = next(
             (
@@ -158,6 +164,12 @@ class TextClassificationTask(Task):
         labels = None
         if self.data.label in dataset.column_names:
             labels = self.labels.encode(column_names(dataset, self.data.label), f"column {self.data.label!r}")
+        features = self._tokenized(dataset, tokenizer, max_length, labels)
+        return self._balanced(features, dataset) if training and labels is not None else features
+
+    def _tokenized(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: NDArray[Any] | None
+    ) -> Features:
         texts = dataset[self.data.text][:]
         pairs = None if self.data.text_pair is None else dataset[self.data.text_pair][:]
         if self.settings.long_inputs == "windows":
@@ -166,8 +178,26 @@ class TextClassificationTask(Task):
             return _head_and_tail(tokenizer, texts, max_length, labels)
         return tokenize(tokenizer, texts, pairs, max_length, labels)
 
+    def _balanced(self, features: Features, dataset: Dataset) -> Features:
+        """Training rows with the weights or the cells that `balance` asks for."""
+        balance, extra = self.settings.balance, dict(features.extra)
+        if balance in ("none", "classes"):
+            return features
+        assert isinstance(features.labels, np.ndarray)
+        groups_N = np.zeros(len(features), np.int64)
+        if balance in GROUP_BALANCES:
+            names = np.asarray(group_names(dataset, self.data), dtype=object)
+            groups_N = np.unique(names, return_inverse=True)[1][features.example_N]
+        if balance == "groups":
+            extra[ROW_WEIGHTS] = reweighing(groups_N, features.labels)
+        else:
+            extra[CELLS] = cells_of(groups_N, features.labels)
+        return replace(features, extra=extra)
+
     def weight(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> float:
-        """The number of rows; with class weights on a single label, the sum of their weights."""
+        """The number of rows; with weights of classes or rows on a single label, the sum of their weights."""
+        if ROW_WEIGHTS in features.extra:
+            return float(features.extra[ROW_WEIGHTS][rows].sum())
         if self.class_weights_C is None or self.labels.problem != "single_label":
             return super().weight(features, rows, seed)
         assert isinstance(features.labels, np.ndarray)
@@ -182,7 +212,12 @@ class TextClassificationTask(Task):
         if self.labels.problem == "multi_label":
             return multi_label_loss(logits_BC, labels, weights_C, self.settings.focal_gamma)
         return classification_loss(
-            logits_BC, labels, weights_C, self.settings.label_smoothing, self.settings.focal_gamma
+            logits_BC,
+            labels,
+            weights_C,
+            self.settings.label_smoothing,
+            self.settings.focal_gamma,
+            batch.get(ROW_WEIGHTS),
         )
 
     def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -221,6 +256,10 @@ class TextClassificationTask(Task):
         """The examples' logits and labels; a regression has no probabilities."""
         logits_NC, labels = _by_example(predictions, features)
         return None if self.labels.problem == "regression" or not len(labels) else (logits_NC, labels)
+
+    def by_example(self, predictions: Predictions, features: Features) -> NDArray[Any]:
+        """The logits of every example, (N, C): the mean over its windows."""
+        return _by_example(predictions, features)[0]
 
     def decode(self, predictions: Predictions, features: Features) -> list[dict[str, Any]]:
         """Per example the label (or labels, or value) and the probability of every label."""

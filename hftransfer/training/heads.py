@@ -22,7 +22,7 @@ from torch.func import functional_call, vmap
 from hftransfer.recipe import Recipe
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 from hftransfer.strategies.param_groups import decays
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Features, Task
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.steps import EpochBatches, step_seed
 
@@ -141,7 +141,10 @@ class Heads:
         optim = recipe.optim
         batch = optim.per_device_train_batch_size * optim.gradient_accumulation_steps
         # Heads with one seed see the same rows in the same order.
-        self.batches = {seed: EpochBatches(features.lengths_N, batch, seed) for seed in {one.seed for one in settings}}
+        self.batches = {
+            seed: EpochBatches(features.lengths_N, batch, seed, features.extra.get(CELLS))
+            for seed in {one.seed for one in settings}
+        }
         self.per_epoch = next(iter(self.batches.values())).per_epoch
         self.total_steps = optim.max_steps or self.per_epoch * (optim.num_train_epochs or 1)
         self.weights = {
@@ -163,6 +166,8 @@ class Heads:
         losses = []
         for place, own in enumerate(rows):
             batch = {"labels": self.labels[torch.from_numpy(own)]}
+            if ROW_WEIGHTS in self.features.extra:
+                batch[ROW_WEIGHTS] = torch.from_numpy(self.features.extra[ROW_WEIGHTS][own])
             total = self.task.loss(SimpleNamespace(logits=logits_SBC[place, : len(own)]), batch)
             losses.append(total / self.task.weight(self.features, own))
         gradients = torch.autograd.grad(torch.stack(losses).sum(), list(weights.values()))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hftransfer.recipe import Recipe
-from hftransfer.tasks.base import Features
+from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Features
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,6 +56,9 @@ def data_hash(splits: Sequence[Features]) -> str:
             digest.update(features.columns[name].tobytes())
         if features.labels is not None:
             digest.update(features.labels.tobytes())
+        for name in (CELLS, ROW_WEIGHTS):
+            if name in features.extra:
+                digest.update(features.extra[name].tobytes())
     return digest.hexdigest()
 
 

@@ -19,15 +19,15 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
-from hftransfer.tasks.base import Features, Task
+from hftransfer.tasks.base import CELLS, Features, Task
 from hftransfer.training import distributed, memory, summary
+from hftransfer.training.anchoring import build_retention
 from hftransfer.training.averaging import Kept, is_better
 from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.memory import OutOfMemory
-from hftransfer.training.anchoring import build_retention
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress
@@ -92,7 +92,9 @@ class Training:
         self.saving = Saving(self)
         self.batching = self.saving.batching()
         self.batches = (
-            EpochBatches(self.train.lengths_N, self.batching.global_batch, self.recipe.seed)
+            EpochBatches(
+                self.train.lengths_N, self.batching.global_batch, self.recipe.seed, self.train.extra.get(CELLS)
+            )
             if self.chunks is None
             else ChunkedBatches(self.chunks, self.batching.global_batch, self.recipe.seed)
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hftransfer.data.augment import check_remedies, with_counterfactuals
 from hftransfer.data.load import Splits, load_splits, splits_from_objects
 from hftransfer.data.streaming import load_stream, stream_from_objects
 from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
@@ -46,6 +47,11 @@ def derive_output_dir(recipe: Recipe, origins: Origins, accelerator: Accelerator
 
 def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     """The splits from memory if any were passed, else from the recipe's files."""
+    check_remedies(recipe)
+    return with_counterfactuals(_loaded(recipe, train, validation, test), recipe)
+
+
+def _loaded(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     task, stratify = recipe.task, recipe.task.has_classes
     if recipe.data.streaming and train is not None:
         return stream_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify, task=task)

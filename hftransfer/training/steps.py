@@ -57,10 +57,24 @@ class NotFinite(ArithmeticError):
 
 
 class EpochBatches:
-    """The global batches of a run, by global step. Their order does not depend on the number of processes."""
+    """The global batches of a run, by global step. Their order does not depend on the number of processes.
 
-    def __init__(self, lengths_N: NDArray[np.int64], global_batch_size: int, seed: int) -> None:
+    Args:
+        lengths_N: Tokens of every row.
+        global_batch_size: Rows per step.
+        seed: The recipe's seed.
+        cells_N: The cell of every row where cells are drawn equally often.
+    """
+
+    def __init__(
+        self,
+        lengths_N: NDArray[np.int64],
+        global_batch_size: int,
+        seed: int,
+        cells_N: NDArray[np.int64] | None = None,
+    ) -> None:
         self.lengths_N, self.global_batch_size, self.seed = lengths_N, global_batch_size, seed
+        self.cells_N = cells_N
         self.per_epoch = -(-len(lengths_N) // global_batch_size)
         self._epoch, self._batches = -1, [np.empty(0, np.int64)]
 
@@ -74,7 +88,11 @@ class EpochBatches:
         if epoch != self._epoch:
             self._epoch = epoch
             self._batches = training_batches(
-                self.lengths_N, global_batch_size=self.global_batch_size, seed=self.seed, epoch=epoch
+                self.lengths_N,
+                global_batch_size=self.global_batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                cells=self.cells_N,
             )
         return self._batches[position]
 

@@ -31,7 +31,7 @@ ROWS = [
 ]
 SETTINGS = [
     ("full", "full_fine_tuning", 1, {}),
-    ("accumulated", "full_fine_tuning", 2, {"class_weights": "balanced"}),
+    ("accumulated", "full_fine_tuning", 2, {"balance": "classes"}),
     ("staged", "gradual_unfreezing", 1, {}),
     # Predictions of different lengths.
     ("choices", "full_fine_tuning", 1, {"type": "multiple_choice"}),

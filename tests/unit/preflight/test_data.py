@@ -112,7 +112,7 @@ def test_unbalanced_classes_are_found() -> None:
     found = findings(train, examples(120, 1))
     assert codes(found, "warning") == {"dominating_class", "rare_classes", "label_shift"}
     assert only(found, "dominating_class").facts["class"] == "no"
-    weighed = findings(train, examples(120, 1), task={"class_weights": "balanced"}, evaluation={"metric": "f1_macro"})
+    weighed = findings(train, examples(120, 1), task={"balance": "classes"}, evaluation={"metric": "f1_macro"})
     assert only(weighed, "dominating_class").severity == "note"
 
 

@@ -83,7 +83,7 @@ def test_collate_pads_and_weight_counts_rows():
 
 def test_balanced_class_weights_have_mean_one_over_examples():
     data = Dataset.from_dict({"text": ["x"] * 5, "label": ["a", "b", "b", "b", "b"]})
-    task = TextClassificationTask.from_data(TextClassification(class_weights="balanced"), DataSection(), data)
+    task = TextClassificationTask.from_data(TextClassification(balance="classes"), DataSection(), data)
     features = task.encode(data, tiny_tokenizer("bert"), 16)
     task.initialise_head(tiny_classifier("bert", num_labels=2), ["classifier.bias"], features)
     assert task.class_weights_C.tolist() == pytest.approx([2.5, 0.625])
@@ -120,7 +120,7 @@ def test_the_output_layer_is_initialised_not_a_dense_layer_of_the_same_width():
 @pytest.mark.parametrize(
     ("problem", "settings"),
     [
-        ("regression", {"class_weights": "balanced"}),
+        ("regression", {"balance": "classes"}),
         ("regression", {"focal_gamma": 2.0}),
         ("multi_label", {"label_smoothing": 0.1}),
     ],

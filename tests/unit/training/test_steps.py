@@ -39,7 +39,7 @@ def a_task(**settings):
     task = TextClassificationTask(
         TextClassification(**settings), DataSection(), Labels("single_label", ("a", "b", "c"))
     )
-    if settings.get("class_weights") == "balanced":
+    if settings.get("balance") == "classes":
         task.class_weights_C = torch.tensor([0.5, 3.0, 1.0])
     return task
 
@@ -55,7 +55,7 @@ def run_step(task, rows, micro_batch, max_grad_norm=0.0):
     return result.loss, recorder.gradients
 
 
-@pytest.mark.parametrize("settings", [{}, {"class_weights": "balanced", "label_smoothing": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"balance": "classes", "label_smoothing": 0.1}])
 @pytest.mark.parametrize("rows", [np.arange(8), np.asarray([6, 0, 5, 3, 7, 1, 2])], ids=["whole", "last-is-partial"])
 def test_accumulation_equals_one_batch(settings, rows):
     loss, gradients = run_step(a_task(**settings), rows, 8)

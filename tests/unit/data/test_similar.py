@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftransfer.preflight import similar
+from hftransfer.data import similar
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs back to the river again"
 
