@@ -29,8 +29,8 @@ from hftransfer.report.statistics import over_seeds
 
 NAMES = ("ours", "setfit")
 SETFIT = {"num_iterations": 20, "batch_size": 16, "num_epochs": 1}
-"""The paper's number of pairs. Without it the package makes all pairs there are: 40 times as many of 64 examples each of
-6 classes."""
+"""The paper's number of pairs. Without it the package makes all there are: 8 times as many of 64 examples each of 6
+classes."""
 
 
 def draw(source: Path, shots: int, seed: int, folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from hftransfer.report import charts
 from hftransfer.report.charts import Series, Spot

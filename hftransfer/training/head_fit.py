@@ -167,7 +167,7 @@ def _write_regression(output: nn.Linear, hidden_NH: Tensor, labels_N: NDArray[np
     has_bias = output.bias is not None
     hidden = hidden_NH.double().cpu().numpy()
     centre_H = hidden.mean(0) if has_bias else np.zeros(hidden.shape[1])
-    scale = max(float(np.sqrt(hidden.var(0).mean())), np.finfo(np.float32).tiny)
+    scale = max(float(np.sqrt(hidden.var(0).mean())), float(np.finfo(np.float32).tiny))
     fitted = LogisticRegression(C=INVERSE_L2, fit_intercept=has_bias, max_iter=1000)
     fitted.fit((hidden - centre_H) / scale, labels_N)
     coefficients, intercepts = fitted.coef_ / scale, fitted.intercept_

@@ -33,7 +33,7 @@ def test_the_defaults_fill_what_is_open_and_are_valid(strategy):
 @pytest.mark.parametrize("strategy", TYPES)
 def test_a_head_alone_keeps_its_last_weights_unless_told_otherwise(strategy):
     recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy))
-    assert recipe.evaluation.load_best == (strategy != "feature_extraction")
+    assert recipe.evaluation.load_best == (strategy not in ("feature_extraction", "contrastive"))
     assert origins["evaluation.load_best"] == f"default of {strategy}"
     for evaluation in ({"load_best": True}, {"early_stopping_patience": 2}):
         assert resolve(Recipe(checkpoint="x", strategy=strategy, evaluation=evaluation))[0].evaluation.load_best
