@@ -214,6 +214,12 @@ def check_support(recipe: Recipe, task: Task, accelerator: Accelerator) -> None:
             "a batch must hold pairs of several classes",
             "set at least 4",
         ),
+        (
+            "optim.head_learning_rate",
+            optim.head_learning_rate is not None,
+            "the head is fitted in one step, without a rate",
+            "leave it out",
+        ),
         ("optim.torch_compile", optim.torch_compile, "the model is not run to its end", "set it to false"),
         (
             "evaluation.early_stopping_patience",

@@ -166,6 +166,7 @@ def test_embeddings_are_what_the_head_reads(pooling, checkpoints):
     [
         ({"optim": {"gradient_accumulation_steps": 2}}, "optim.gradient_accumulation_steps: .*one batch"),
         ({"optim": {"per_device_train_batch_size": 2}}, "optim.per_device_train_batch_size: .*at least 4"),
+        ({"optim": {"head_learning_rate": 1e-3}}, "optim.head_learning_rate: .*in one step"),
         ({"optim": {"torch_compile": True}}, "optim.torch_compile: "),
         ({"evaluation": {"early_stopping_patience": 2}}, "evaluation.early_stopping_patience: .*only at the end"),
         ({"evaluation": {"every": 2}}, "evaluation.every: .*only at the end"),
