@@ -15,7 +15,7 @@ from hftransfer.results import Data
 from hftransfer.run import Run, check_output_folder, check_push, push_when_asked
 from hftransfer.strategies import build_strategy
 from hftransfer.tasks.registry import build_task
-from hftransfer.training import calibration, prepare
+from hftransfer.training import calibration, contrastive, prepare
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import resolve
 from hftransfer.training.precision import build_accelerator
@@ -123,6 +123,7 @@ def prepare_all(
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
     task = build_task(recipe.task, recipe.data, splits.train)
+    contrastive.check_support(recipe, task, accelerator)
     recipe = prepare.derive_task(recipe, known, task)
     # The model: backbone, new head, tokenizer, and its anatomy.
     strategy = build_strategy(recipe.strategy)

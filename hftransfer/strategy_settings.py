@@ -84,7 +84,16 @@ class LpFt(StrategySection):
     probe_share: Rate = Field(0.3, lt=1.0, description="Share of the optimizer steps that trains the head alone.")
 
 
+class Contrastive(StrategySection):
+    """Tune the encoder on pairs of texts, then fit the head (SetFit, arXiv:2209.11055): two stages."""
+
+    type: Literal["contrastive"] = Field("contrastive", description="Name of the strategy.")
+    pairs: PositiveInt = Field(
+        20, description="Pairs with its own class, and as many with others, drawn for each example in an epoch."
+    )
+
+
 StrategySettings = Annotated[
-    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt,
+    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt | Contrastive,
     Field(discriminator="type"),
 ]

@@ -66,6 +66,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lora": {"r": 2},
     "ia3": {},
     "lp_ft": {},
+    "contrastive": {"pairs": 2},
 }
 
 

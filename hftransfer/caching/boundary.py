@@ -199,10 +199,15 @@ class Replay:
 
 @torch.no_grad()
 def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """`states_at` without gradients; what lies below the boundaries must be in eval mode."""
+    return states_at(model, taps, inputs)
+
+
+def states_at(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
     """The states at some boundaries, in one forward pass that ends at the last of them.
 
     Args:
-        model: The model; what lies below the boundaries must be in eval mode.
+        model: The model.
         taps: Where to take them.
         inputs: A padded batch (B, T) on the model's device, without labels.
 
@@ -213,10 +218,7 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
     found: dict[int, torch.Tensor] = {}
 
     def keep(tap: Tap, hidden_BTD: torch.Tensor) -> None:
-        if tap.boundary not in found:
-            if tap.pooling_block is not None:
-                hidden_BTD = pool(inner.get_submodule(tap.pooling_block), hidden_BTD, inputs["attention_mask"])
-            found[tap.boundary] = select(hidden_BTD, inputs.get("attention_mask"), tap.head_input)
+        found.setdefault(tap.boundary, hidden_BTD)
         if len(found) == len(taps):
             raise _Reached
 
@@ -228,6 +230,12 @@ def capture(model: nn.Module, taps: Sequence[Tap], inputs: Mapping[str, torch.Te
     finally:
         for hook in hooks:
             hook.remove()
+    # Out here, since what runs inside of a block may be computed once more for its gradient.
+    for tap in taps:
+        if tap.pooling_block is not None:
+            block = inner.get_submodule(tap.pooling_block)
+            found[tap.boundary] = pool(block, found[tap.boundary], inputs["attention_mask"])
+        found[tap.boundary] = select(found[tap.boundary], inputs.get("attention_mask"), tap.head_input)
     return found
 
 

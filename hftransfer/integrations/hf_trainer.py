@@ -43,7 +43,7 @@ def trainer_optimizers(
             was built before a block thawed does not train it.
 
     Raises:
-        StrategyError: If the strategy has several stages and none is named.
+        StrategyError: If the strategy has several stages and none is named, or the stage has a loss of its own.
     """
     stages = strategy.stages(anatomy_of(model))
     if stage is None and len(stages) > 1:
@@ -53,7 +53,14 @@ def trainer_optimizers(
             where="Trainer",
             fix="make one Trainer per stage of strategy.stages(...) and pass it as stage=",
         )
-    strategy.enter_stage(model, stage or stages[0])
+    stage = stage or stages[0]
+    if stage.objective == "pairs":
+        raise StrategyError(
+            f"stage {stage.name!r} of {strategy.type} learns from pairs of texts; Trainer minimises the task's loss",
+            where="Trainer",
+            fix="train with hftransfer.finetune, or minimise hftransfer.training.contrastive.contrastive_loss yourself",
+        )
+    strategy.enter_stage(model, stage)
     groups = strategy.param_groups(
         model,
         args.learning_rate,

@@ -133,7 +133,7 @@ def _time(ready: Assembled, shape: Shape, plans: Sequence[Plan], setting: Settin
             )
         )
     optim = training.recipe.optim
-    count = len(training.train) if training.chunks is None else training.chunks.num_rows
+    count = training.batches.rows_per_epoch
     train = padded_texts(training.train.lengths_N, optim.per_device_train_batch_size, count)
     validation = padded_texts(training.validation.lengths_N, optim.per_device_eval_batch_size)
     # An update comes once for all micro-steps of a step.

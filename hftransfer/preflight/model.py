@@ -97,8 +97,10 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
     for current in training.stages:
         limit = (STEPS if thorough else STEPS_IN_A_RUN) if current is training.stages[0] else LATER_STEPS
         seconds = SECONDS if thorough else SECONDS_IN_A_RUN
+        # Only batches that were made for it are sure to hold pairs.
+        own = training.batches[0] if current.stage.objective == "pairs" else rows
         with left_as_it_was(training, current):
-            probes.append(_probe(training, current, rows, limit, seconds))
+            probes.append(_probe(training, current, own, limit, seconds))
     training.strategy.enter_stage(training.model, training.stages[0].stage)
     return probes
 
@@ -144,19 +146,19 @@ def left_as_it_was(training: Training, current: StageSteps) -> Iterator[None]:
 
 
 def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seconds: float) -> Probe:
-    accelerator, model, task = training.accelerator, training.model, training.task
-    inputs = PlainInputs(task, training.train)
+    accelerator, model = training.accelerator, training.model
+    inputs, objective = training.objective(current, PlainInputs(training.task, training.train))
     # A task that draws its inputs draws them once: the batch stays the same.
     drawn = step_seed(training.recipe.seed, 0, 0, 0)
     batch = {name: tensor.to(accelerator.device) for name, tensor in inputs.collate(rows, drawn).items()}
-    weight = task.weight(training.train, rows, drawn)
+    weight = objective.weight(training.train, rows, drawn)
     probe = Probe(current, len(rows), float(batch["input_ids"].shape[-1]))
     optimizer = training.build_optimizer(current)
     _compare_with_optimizer(model, optimizer, probe)
 
     def loss_of() -> torch.Tensor:
         with accelerator.autocast():
-            return task.loss(inputs.run(model, batch), batch) / weight
+            return objective.loss(inputs.run(model, batch), batch) / weight
 
     def quiet_loss() -> float:
         model.eval()

@@ -29,6 +29,8 @@ STRATEGIES = {
     "ia3": "Learned scales of activations and the head were trained; all else is the base checkpoint's "
     "(IA3, arXiv:2205.05638).",
     "lp_ft": "The head was trained first, then all weights (linear probe, then fine-tuning; arXiv:2202.10054).",
+    "contrastive": "The backbone was tuned on pairs of texts of one class and of different classes; the head is a "
+    "logistic regression on what it then makes of the training texts (SetFit, arXiv:2209.11055).",
 }
 # What a run decides by machine and folder says nothing about the model.
 UNSAID = ("output_dir", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "trackers", "push_to_hub")

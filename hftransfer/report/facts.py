@@ -68,6 +68,8 @@ def learning_rates(
 ) -> list[dict[str, Any]]:
     """For every stage its steps, its boundary, and the peak rate and the number of parameters of each depth.
 
+    A depth that is fitted in one step has the rate None.
+
     Args:
         stages: As in `Training.stages`.
         groups: As in `Training.groups`.
@@ -76,7 +78,8 @@ def learning_rates(
     for current, (of_stage, _) in zip(stages, groups, strict=True):
         depths: dict[int, dict[str, Any]] = {}
         for group in of_stage:
-            entry = depths.setdefault(group["depth"], {"depth": group["depth"], "rate": group["lr"], "parameters": 0})
+            rate = None if current.stage.objective == "fit" else group["lr"]
+            entry = depths.setdefault(group["depth"], {"depth": group["depth"], "rate": rate, "parameters": 0})
             entry["parameters"] += sum(parameter.numel() for parameter in group["params"])
         table.append(
             {

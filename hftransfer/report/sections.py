@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from hftransfer.report import charts
 from hftransfer.report.charts import Series, Spot
@@ -177,6 +178,11 @@ def curves(run: RunView) -> Section | None:
     return Section("curves", "Learning curves", kept, figures, hidden=[Table(head, list(by_step.values()), texts=2)])
 
 
+def _rate(learned: Mapping[str, Any]) -> str:
+    """The peak rate of a depth in words."""
+    return "fitted" if learned["rate"] is None else number(learned["rate"])
+
+
 def rates(run: RunView) -> Section | None:
     """Peak learning rates by depth and stage, and the schedule."""
     stages = run.facts.get("rates")
@@ -184,18 +190,20 @@ def rates(run: RunView) -> Section | None:
         return None
     depths = sorted({one["depth"] for stage in stages for one in stage["depths"]}, reverse=True)
     by_stage = [{one["depth"]: one for one in stage["depths"]} for stage in stages]
-    every = [one["rate"] for found in by_stage for one in found.values()]
+    every = [one["rate"] for found in by_stage for one in found.values() if one["rate"] is not None]
     low, high = math.log(min(every)), math.log(max(every))
     head_depth = run.facts.get("head_depth", depths[0])
 
-    def share(rate: float) -> float:
+    def share(rate: float | None) -> float:
+        if rate is None:
+            return 1.0
         return 0.35 + 0.65 * ((math.log(rate) - low) / (high - low) if high > low else 0.0)
 
     names = {0: "embeddings (0)", head_depth: f"head ({head_depth})"}
     rows = [names.get(depth, f"block {depth}") for depth in depths]
     columns = [f"{stage['start']}-{stage['end']}" for stage in stages]
     shares = [[share(found[depth]["rate"]) if depth in found else None for found in by_stage] for depth in depths]
-    texts = [[number(found[depth]["rate"]) if depth in found else "frozen" for found in by_stage] for depth in depths]
+    texts = [[_rate(found[depth]) if depth in found else "frozen" for found in by_stage] for depth in depths]
     grid = charts.grid(
         "Peak learning rate by depth and stage",
         "Empty cells are frozen.",

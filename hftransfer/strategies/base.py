@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from hftransfer.strategy_settings import StrategySection
 
 
+Objective: TypeAlias = Literal["task", "pairs", "fit"]
+"""What a stage minimises: the task's loss by steps; a contrastive loss over pairs of texts by steps (no head learns);
+or the task's loss over all examples at once, in the single step that fits the head."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stretch of the training with one boundary.
@@ -31,12 +36,16 @@ class Stage:
         boundary: The lowest depth that learns (0 = embeddings, 1..L = blocks, L + 1 = head).
         share: The stage's share of the optimizer steps; the shares of all stages add up to 1.
         shared_rate: The head learns at the body's rate, not at its own: it has been trained in an earlier stage.
+        objective: What it minimises.
+        steps: Its optimizer steps where they are fixed; its share is 0 then.
     """
 
     name: str
     boundary: int
     share: float = 1.0
     shared_rate: bool = False
+    objective: Objective = "task"
+    steps: int | None = None
 
 
 class Strategy(ABC):

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from hftransfer.errors import StrategyError
 from hftransfer.strategies.base import Strategy
 from hftransfer.strategies.bitfit import BitFit
+from hftransfer.strategies.contrastive import Contrastive
 from hftransfer.strategies.feature_extraction import FeatureExtraction
 from hftransfer.strategies.full_fine_tuning import FullFineTuning
 from hftransfer.strategies.gradual_unfreezing import GradualUnfreezing
@@ -21,7 +22,17 @@ from hftransfer.strategy_settings import StrategySection, StrategySettings
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.type: strategy
-    for strategy in (FeatureExtraction, TopLayers, GradualUnfreezing, FullFineTuning, Lora, Ia3, BitFit, LpFt)
+    for strategy in (
+        FeatureExtraction,
+        TopLayers,
+        GradualUnfreezing,
+        FullFineTuning,
+        Lora,
+        Ia3,
+        BitFit,
+        LpFt,
+        Contrastive,
+    )
 }
 
 

@@ -33,11 +33,12 @@ STRATEGY_DEFAULTS: dict[str, Defaults] = {
     "ia3": Defaults(learning_rate=5e-3, head_learning_rate=1e-3, num_train_epochs=8),
     "bitfit": Defaults(learning_rate=2e-3, head_learning_rate=1e-3, num_train_epochs=8),
     "lp_ft": Defaults(learning_rate=2e-4, head_learning_rate=1e-3, num_train_epochs=6, layer_decay=0.8),
+    "contrastive": Defaults(learning_rate=1e-4, num_train_epochs=1),
 }
 
 # A head on frozen features has nothing to forget and ends where its rate does; the best of ten epochs on some hundred
 # validation rows is the luckiest one (docs/quality.md).
-LAST_WEIGHTS = ("feature_extraction",)
+LAST_WEIGHTS = ("feature_extraction", "contrastive")
 
 # docs/forgetting.md has the measurement (`python -m benchmarks.retention`).
 RETAIN_STRENGTHS = {"l2_sp": 30.0, "ewc": 30.0, "mixout": 0.7}

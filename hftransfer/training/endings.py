@@ -46,7 +46,9 @@ def diverged(error: NotFinite, examples: list[int], step: int, rate: float, fold
     )
 
 
-def out_of_memory(step: int, micro_batch: int, folder: Path, saved: int | None) -> TrainingError:
+def out_of_memory(
+    step: int, micro_batch: int, folder: Path, saved: int | None, *, divisible: bool = True
+) -> TrainingError:
     """What to raise after a step did not fit into memory, which the first ones did, or no batch fits.
 
     Args:
@@ -54,8 +56,10 @@ def out_of_memory(step: int, micro_batch: int, folder: Path, saved: int | None) 
         micro_batch: Rows that a process ran at once.
         folder: Of the checkpoints.
         saved: The step of the newest checkpoint, None if there is none.
+        divisible: Whether the rows of a step may be run one part after the other.
     """
-    smaller = f"set --optim.per_device_train_batch_size to {max(1, micro_batch // 2)}, raise the accumulation in turn"
+    smaller = f"set --optim.per_device_train_batch_size to {max(1, micro_batch // 2)}"
+    smaller += ", raise the accumulation in turn" if divisible else ""
     fix = f"{smaller} and {CONTINUE}" if saved is not None else smaller
     if micro_batch == 1:
         fix = "shorten --data.max_length or set --optim.gradient_checkpointing true"

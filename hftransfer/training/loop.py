@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hftransfer import interruption
 from hftransfer.caching.cache import BoundaryCache, StageInputs
+from hftransfer.caching.states import Inputs
 from hftransfer.interruption import Interrupted
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
@@ -20,9 +22,10 @@ from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import CELLS, Features, Task
-from hftransfer.training import distributed, memory, summary
+from hftransfer.training import distributed, head_fit, memory, summary
 from hftransfer.training.anchoring import build_retention
 from hftransfer.training.averaging import Kept, is_better
+from hftransfer.training.contrastive import PairBatches, PairInputs, PairLoss
 from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
@@ -31,7 +34,7 @@ from hftransfer.training.memory import OutOfMemory
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress
-from hftransfer.training.steps import EpochBatches, NotFinite, StepResult, training_step
+from hftransfer.training.steps import EpochBatches, NotFinite, Objective, StepResult, training_step
 from hftransfer.training.streaming import ChunkedBatches, Chunks
 from hftransfer.training.trackers import RunLog
 
@@ -91,15 +94,10 @@ class Training:
         self.kept = Kept(self)
         self.saving = Saving(self)
         self.batching = self.saving.batching()
-        self.batches = (
-            EpochBatches(
-                self.train.lengths_N, self.batching.global_batch, self.recipe.seed, self.train.extra.get(CELLS)
-            )
-            if self.chunks is None
-            else ChunkedBatches(self.chunks, self.batching.global_batch, self.recipe.seed)
-        )
+        self.batches = self._batches()
         assert optim.num_train_epochs is not None
-        self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs
+        fixed = sum(stage.steps or 0 for stage in self.plan)
+        self.total_steps = optim.max_steps or self.batches.per_epoch * optim.num_train_epochs + fixed
         self.stages = split_steps(self.plan, self.total_steps)
         self.groups = [self._groups_of_stage(current) for current in self.stages]
         distributed.check_support(self.accelerator, self.recipe, len(self.stages))
@@ -108,6 +106,17 @@ class Training:
         self.cache = BoundaryCache(self.recipe, self.task, self.accelerator, held, self.chunks)
         self.engine_weights: dict[str, torch.Tensor] = {}
         self._stepped = False
+
+    def _batches(self) -> EpochBatches | ChunkedBatches | PairBatches:
+        """The rows of every step."""
+        size, seed = self.batching.global_batch, self.recipe.seed
+        if any(stage.objective == "pairs" for stage in self.plan):
+            head_fit.check_support(self.model, len(self.task.config_overrides()["id2label"]))
+            assert isinstance(self.train.labels, np.ndarray)
+            return PairBatches(self.train.labels, self.strategy.settings.pairs, size, seed)
+        if self.chunks is None:
+            return EpochBatches(self.train.lengths_N, size, seed, self.train.extra.get(CELLS))
+        return ChunkedBatches(self.chunks, size, seed)
 
     def _names_that_learn(self) -> tuple[str, ...]:
         """The names of what learns in any stage: a best model from an early one must restore what learned later."""
@@ -199,7 +208,9 @@ class Training:
                     log.say(note)
                 now = StageRun(current, model, optimizer, peak_rates, inputs, log)
                 try:
-                    with frozen_weights_cast(self.model, autocast_dtype(self.accelerator)):
+                    # A head is fitted in full precision.
+                    fits = current.stage.objective == "fit"
+                    with frozen_weights_cast(self.model, None if fits else autocast_dtype(self.accelerator)):
                         self._run_steps(now)
                 finally:
                     self.progress.cache_facts = self._facts_with(inputs)
@@ -241,12 +252,16 @@ class Training:
 
     def _step(self, now: StageRun, step: int) -> StepResult:
         """One step; the first one of a process with as many rows at once as fit into memory."""
-        rows, inputs = self.batches[step], now.inputs.splits["train"]
+        if now.current.stage.objective == "fit":
+            loss = head_fit.fit_head(self.model, self.task, self.train, len(self.task.config_overrides()["id2label"]))
+            return StepResult(loss, interruption.requested())
+        rows, (inputs, objective) = self.batches[step], self.objective(now.current, now.inputs.splits["train"])
         while True:
-            size = self.batching.micro_batch
+            # Pairs are formed within what runs at once.
+            size = len(rows) if isinstance(inputs, PairInputs) else self.batching.micro_batch
             optim = self.recipe.optim.model_copy(update={"per_device_train_batch_size": size})
             seed = self.recipe.seed
-            arguments = (self.accelerator, now.model, now.optimizer, self.task, inputs, rows, optim)
+            arguments = (self.accelerator, now.model, now.optimizer, objective, inputs, rows, optim)
             fits = self._stepped or memory.all_fit(self.accelerator, now.model, self.task, inputs, rows, size, seed)
             make = partial(training_step, *arguments, seed=seed, step=step, retention=self.retention)
             result = memory.attempt(make) if fits else None
@@ -254,11 +269,18 @@ class Training:
                 self._stepped = True
                 return result
             # Of several processes that failed in a step, none knows where the others are.
-            if self._stepped or size == 1 or (fits and self.accelerator.num_processes > 1):
+            whole = size == 1 or isinstance(inputs, PairInputs)
+            if self._stepped or whole or (fits and self.accelerator.num_processes > 1):
                 raise OutOfMemory
             now.optimizer.zero_grad()
             self.batching = replace(self.batching, micro_batch=size // 2)
             now.log.event(step, f"out of memory: {size} -> {size // 2} rows at once, {len(rows)} per step as before")
+
+    def objective(self, current: StageSteps, inputs: Inputs) -> tuple[Inputs, Objective]:
+        """How the model is run on training rows in a stage, and the loss of what it gives."""
+        if current.stage.objective != "pairs":
+            return inputs, self.task
+        return PairInputs(self.task, inputs.features, self.accelerator, self.model), PairLoss()
 
     def _param_groups(self, current: StageSteps) -> list[dict[str, Any]]:
         """The optimizer groups of what learns in the stage that the model has entered."""
@@ -286,12 +308,15 @@ class Training:
 
     def _after_step(self, result: StepResult, rate: float, now: StageRun) -> None:
         """Log, evaluate and save when it is time."""
-        step = self.progress.step
+        step, stage = self.progress.step, now.current.stage
         self.kept.after_step(step)
         now.log.add_loss(result.loss)
-        now.log.step(step, step / self.batches.per_epoch, rate, now.current.stage.name, due=step % LOG_EVERY == 0)
+        # The means of two objectives have nothing to do with each other.
+        due = step % LOG_EVERY == 0 or (stage.objective == "pairs" and step == now.current.end)
+        now.log.step(step, step / self.batches.per_epoch, rate, stage.name, due=due)
         every = self.recipe.evaluation.every or self.batches.per_epoch
-        self.progress.evaluation_due = step % every == 0 or step == self.total_steps
+        # As long as pairs are learned from there is no head.
+        self.progress.evaluation_due = stage.objective != "pairs" and (step % every == 0 or step == self.total_steps)
         if result.stop:
             raise Interrupted
         if self.progress.evaluation_due:

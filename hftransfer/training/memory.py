@@ -12,9 +12,8 @@ from torch import nn
 
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import rank_slice
-from hftransfer.tasks.base import Task
 from hftransfer.training.distributed import is_sharded
-from hftransfer.training.steps import StepResult, step_seed
+from hftransfer.training.steps import Objective, StepResult, step_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,7 +48,7 @@ def attempt(step: Callable[[], StepResult]) -> StepResult | None:
 def all_fit(
     accelerator: Accelerator,
     model: nn.Module,
-    task: Task,
+    objective: Objective,
     inputs: Inputs,
     rows: NDArray[np.int64],
     micro_batch: int,
@@ -69,7 +68,7 @@ def all_fit(
         batch: Mapping[str, Any] = inputs.collate(own[:micro_batch] if len(own) else rows[:1], drawn)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.no_sync(model):
-            accelerator.backward(task.loss(inputs.run(model, batch), batch) * 0.0)
+            accelerator.backward(objective.loss(inputs.run(model, batch), batch) * 0.0)
         return StepResult(0.0, False)
 
     failed = attempt(trial) is None

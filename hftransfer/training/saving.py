@@ -164,7 +164,9 @@ class Saving:
             what = endings.diverged(reason, examples, step + 1, rate, self.state.folder, saved)
             log.event(step + 1, what, examples=examples)
             return TrainingError(what, where=str(training.folder), fix=endings.AFTER_DIVERGING)
-        return endings.out_of_memory(step + 1, training.batching.micro_batch, training.folder, saved)
+        divisible = all(current.stage.objective != "pairs" for current in training.stages)
+        rows = training.batching.micro_batch
+        return endings.out_of_memory(step + 1, rows, training.folder, saved, divisible=divisible)
 
     def ending_after_training(self) -> Interrupted:
         """Save the finished training, of which scores and model are still to be made; what to raise then."""

@@ -24,11 +24,15 @@ class StageSteps:
 
 
 def split_steps(stages: Sequence[Stage], total_steps: int) -> list[StageSteps]:
-    """Give every stage its share of the steps; the bounds are rounded, so that they add up to the total."""
-    bounds, done = [0], 0.0
+    """Give every stage its share of the steps; the bounds are rounded, so that they add up to the total.
+
+    Fixed numbers of steps come off the total first.
+    """
+    free = max(0, total_steps - sum(stage.steps or 0 for stage in stages))
+    bounds, done, fixed = [0], 0.0, 0
     for stage in stages:
-        done += stage.share
-        bounds.append(round(done * total_steps))
+        done, fixed = done + stage.share, fixed + (stage.steps or 0)
+        bounds.append(min(round(done * free) + fixed, total_steps))
     bounds[-1] = total_steps
     return [StageSteps(stage, start, end) for stage, start, end in zip(stages, bounds, bounds[1:], strict=False)]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hftransfer import interruption
 from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import micro_batches, rank_slice, training_batches
-from hftransfer.tasks.base import Task
+from hftransfer.tasks.base import Features
 from hftransfer.training.distributed import whole_tensor
 
 if TYPE_CHECKING:
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 
     from hftransfer.recipe import OptimSection
     from hftransfer.training.retention import Retention
+
+
+class Objective(Protocol):
+    """What a step minimises: the task, unless the stage has an objective of its own."""
+
+    def weight(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> float:
+        """The denominator of the loss of these rows."""
+        ...
+
+    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss summed over the batch, a scalar."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,11 @@ class EpochBatches:
         self.per_epoch = -(-len(lengths_N) // global_batch_size)
         self._epoch, self._batches = -1, [np.empty(0, np.int64)]
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """How many rows are run in an epoch: each once."""
+        return len(self.lengths_N)
+
     def first_row(self, step: int) -> int:
         """The row of all data that is row 0 of the features: they hold all."""
         return 0
@@ -106,7 +123,7 @@ def training_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Any,
-    task: Task,
+    objective: Objective,
     inputs: Inputs,
     rows: NDArray[np.int64],
     optim: OptimSection,
@@ -121,7 +138,7 @@ def training_step(
         accelerator: Its processes share the batch.
         model: The prepared model, in train mode.
         optimizer: The prepared optimizer, its rates set for this step.
-        task: Computes the loss.
+        objective: Computes the loss.
         inputs: Collates training rows and runs the model on them.
         rows: The global batch, the same on every rank.
         optim: Batch sizes and clipping.
@@ -138,7 +155,7 @@ def training_step(
     rank, world_size = accelerator.process_index, accelerator.num_processes
     # What a task draws at random is the same for a row however the batch is shared out.
     drawn = step_seed(seed, step, 0, 0)
-    weight = task.weight(inputs.features, rows, drawn)
+    weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
@@ -152,7 +169,7 @@ def training_step(
             torch.manual_seed(step_seed(seed, step, micro_step, rank))
             last = micro_step == num_micro_steps - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
+                loss = objective.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
                 # DDP averages gradients over ranks; the loss is a sum over them.
                 accelerator.backward(loss * world_size)
             losses.append(loss.detach())

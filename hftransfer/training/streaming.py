@@ -80,6 +80,11 @@ class ChunkedBatches:
         self.per_epoch = -(-chunks.num_rows // global_batch_size)
         self._known, self._batches = (-1, -1), [np.empty(0, np.int64)]
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """How many rows are run in an epoch: each once."""
+        return self.chunks.num_rows
+
     def first_row(self, step: int) -> int:
         """The row of all data that is row 0 of the chunk which is open at this step."""
         return (step % self.per_epoch) // self.per_chunk * self.chunks.rows

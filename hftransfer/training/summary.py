@@ -76,9 +76,13 @@ def strategy_table(strategy: Strategy, model: nn.Module, stages: Sequence[StageS
             str(current.stage.boundary),
             f"{depths[0]}-{depths[-1]}" if len(depths) > 1 else str(depths[0]),
             f"{count:,} ({count / total:.2%})",
-            f"{rates[0]:.1e} to {rates[-1]:.1e}" if len(rates) > 1 else f"{rates[0]:.1e}",
+            "fitted in one step" if current.stage.objective == "fit" else _range(rates),
         )
     return table
+
+
+def _range(rates: Sequence[float]) -> str:
+    return f"{rates[0]:.1e} to {rates[-1]:.1e}" if len(rates) > 1 else f"{rates[0]:.1e}"
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:

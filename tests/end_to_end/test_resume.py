@@ -105,6 +105,43 @@ def test_a_resumed_training_ends_with_the_same_bits(strategy, keep, retain, chec
     assert resumed.metrics["training"]["best_step"] == whole.metrics["training"]["best_step"]
 
 
+def test_contrastive_training_resumes_with_the_same_bits(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
+    settings = {
+        "strategy": {"type": "contrastive", "pairs": 2},
+        "evaluation": {"keep": "last"},
+        "optim": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 1},
+    }
+    whole = train(a_recipe(checkpoint, tmp_path / "whole", **settings))
+    # 22 anchors in batches of 4, twice, and the step that fits the head.
+    assert whole.metrics["training"]["steps"] == 13
+    assert [record["step"] for record in whole.log if "validation_accuracy" in record] == [13]
+    assert [(record["step"], record["stage"]) for record in whole.log if "loss" in record][-2:] == [
+        (12, "pairs"),
+        (13, "head"),
+    ]
+    resumable = a_recipe(checkpoint, tmp_path / "killed", checkpoint_every=4, resume="auto", **settings)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        kill_before(patch, 6)
+        with pytest.raises(Killed):
+            train(resumable)
+    # Killed once more behind the last batch of pairs, before there is a head.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.head_fit, "fit_head", die)
+        with pytest.raises(Killed):
+            train(resumable)
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000012"]
+    resumed = train(resumable)
+    expected, found = weights(whole), weights(resumed)
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert [{**record, "time": 0} for record in resumed.log] == [{**record, "time": 0} for record in whole.log]
+    assert resumed.metrics["validation"] == whole.metrics["validation"]
+
+
 def test_another_recipe_does_not_resume(checkpoint, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_before(patch, 3)

@@ -82,3 +82,10 @@ def test_several_stages_need_a_trainer_each(loaded: LoadedModel, tmp_path: Path)
         before = embeddings.detach().clone()
         train(loaded, strategy, model, tmp_path, stage=stage)
         assert torch.equal(before, embeddings) != moves
+
+
+def test_a_stage_that_learns_from_pairs_is_not_for_trainer(loaded: LoadedModel, tmp_path: Path) -> None:
+    strategy = make_strategy("contrastive")
+    model: Any = strategy.apply(loaded.model, loaded.anatomy)
+    with pytest.raises(StrategyError, match="'pairs' of contrastive learns from pairs of texts"):
+        train(loaded, strategy, model, tmp_path, stage=strategy.stages(loaded.anatomy)[0])

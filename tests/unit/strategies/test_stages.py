@@ -8,18 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import AutoModelForTokenClassification
 
 from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.strategies import Stage, build_strategy, make_strategy
 from hftransfer.strategies.registry import STRATEGIES
-from tests.tiny_models import NUM_BLOCKS, tiny_classifier
+from tests.tiny_models import NUM_BLOCKS, tiny_classifier, tiny_model
 
 
 def anatomy_with(num_blocks: int, *, tied_head: bool = False) -> Anatomy:
     blocks = tuple(f"blocks.{index}" for index in range(num_blocks))
     depths = {} if tied_head else {"head.weight": num_blocks + 1}
-    return Anatomy("Model", (), blocks, num_blocks, (), (), ("head",), (), 1, depths, {"": num_blocks + 1})
+    return Anatomy(
+        "OwnForSequenceClassification", (), blocks, num_blocks, (), (), ("head",), (), 1, depths, {"": num_blocks + 1}
+    )
 
 
 @st.composite
@@ -84,6 +87,25 @@ def test_linear_probe_then_everything(num_blocks: int, share: float) -> None:
     assert stages[0].share == share
     assert sum(stage.share for stage in stages) == pytest.approx(1.0)
     assert [stage.shared_rate for stage in stages] == [False, True]
+
+
+def test_contrastive_never_trains_the_head_by_pairs() -> None:
+    model = tiny_classifier("bert")
+    anatomy, strategy = analyse(model), make_strategy("contrastive")
+    pairs, head = strategy.stages(anatomy)
+    assert (pairs.boundary, pairs.objective, pairs.share) == (0, "pairs", 1.0)
+    assert (head.boundary, head.objective, head.share, head.steps) == (anatomy.head_depth, "fit", 0.0, 1)
+    strategy.apply(model, anatomy)
+    for stage in (pairs, head):
+        strategy.enter_stage(model, stage)
+        learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        of_head = set(anatomy.head_parameters)
+        assert learns == (of_head if stage is head else {name for name, _ in model.named_parameters()} - of_head)
+
+
+def test_contrastive_is_for_one_vector_per_text() -> None:
+    with pytest.raises(StrategyError, match=r"^strategy\.type contrastive: BertForTokenClassification has no single"):
+        make_strategy("contrastive").stages(analyse(tiny_model(AutoModelForTokenClassification, "bert")))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_the_defaults_fill_what_is_open_and_are_valid(strategy):
 @pytest.mark.parametrize("strategy", TYPES)
 def test_a_head_alone_keeps_its_last_weights_unless_told_otherwise(strategy):
     recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy))
-    assert recipe.evaluation.keep == ("last" if strategy == "feature_extraction" else "best")
+    assert recipe.evaluation.keep == ("last" if strategy in ("feature_extraction", "contrastive") else "best")
     assert origins["evaluation.keep"] == f"default of {strategy}"
     for evaluation, kept in (
         ({"keep": "best"}, "best"),

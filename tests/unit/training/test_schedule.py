@@ -37,3 +37,11 @@ def test_stages_cover_the_steps_without_gap_or_overlap(weights, total):
     assert sum(current.steps for current in found) == total
     for current in found:
         assert abs(current.steps - current.stage.share * total) <= 1 + 1e-6
+
+
+@given(st.integers(0, 3), st.integers(0, 50))
+def test_fixed_steps_come_off_the_total(fixed, total):
+    stages = [Stage("pairs", 0), Stage("head", 4, share=0.0, steps=fixed)]
+    first, last = split_steps(stages, total)
+    assert (first.start, first.end, last.end) == (0, last.start, total)
+    assert last.steps == min(fixed, total)

@@ -1,0 +1,208 @@
+"""`contrastive` beside the setfit package, on a handful of examples per class.
+
+    python -m benchmarks.few_shot run --checkpoint DIR --data DIR --setfit_python PYTHON --shots 8 16 --draws 10
+    python -m benchmarks.few_shot table
+
+Both learn from the same drawn examples and are tested on the same rows, one after the other in turn (forwards,
+backwards), each in a process of its own with as many threads. A line of --out is one training; what is there already is
+not run again. `--setfit_python` has setfit and torch installed; `--setfit` and `--ours` change settings (JSON).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.stats import Spread, interleaved
+from hftransfer.report.statistics import over_seeds
+
+NAMES = ("ours", "setfit")
+SETFIT = {"num_iterations": 20, "batch_size": 16, "num_epochs": 1}
+"""The paper's number of pairs. Without it the package makes all there are: 8 times as many of 64 examples each of 6
+classes."""
+
+
+def draw(source: Path, shots: int, seed: int, folder: Path) -> dict[str, str]:
+    """Write as many examples of every class, drawn from the training data, and the test data; their paths by split.
+
+    Args:
+        source: Folder with train.parquet and test.parquet, of `text` and `label`.
+        shots: Examples per class.
+        seed: Decides which.
+        folder: Where to write.
+    """
+    train, test = (pd.read_parquet(source / f"{split}.parquet")[["text", "label"]] for split in ("train", "test"))
+    folded = train["text"].str.lower().str.strip()
+    train = train[~folded.duplicated() & ~folded.isin(test["text"].str.lower().str.strip())]
+    drawn = train.groupby("label").sample(shots, random_state=seed).sample(frac=1, random_state=seed)
+    codes = {label: code for code, label in enumerate(sorted(train["label"].unique()))}
+    paths = {}
+    for split, frame in (("train", drawn), ("test", test)):
+        paths[split] = str(folder / f"{split}.parquet")
+        frame.assign(label=frame["label"].map(codes)).reset_index(drop=True).to_parquet(paths[split])
+    return paths
+
+
+class Worker:
+    """A contestant's process.
+
+    Args:
+        name: The contestant.
+        python: What runs it.
+    """
+
+    def __init__(self, name: str, python: str) -> None:
+        command = [python, "-m", "benchmarks.contestants.few_shot_worker", name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.versions = self._answer()["versions"]
+
+    def train(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Let it train once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train what is missing, draw by draw."""
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = {key_of(record) for record in read(out)}
+    settings = {"ours": arguments.ours, "setfit": arguments.setfit}
+    names = [name for name in NAMES if name not in arguments.without]
+    workers: dict[str, Worker] = {}
+    rounds = interleaved(names, arguments.draws)
+    try:
+        for number, data_set, shots in itertools.product(range(arguments.draws), arguments.sets, arguments.shots):
+            for name in rounds[number]:
+                record = {
+                    "contestant": name,
+                    "data_set": data_set,
+                    "shots": shots,
+                    "draw": number,
+                    "checkpoint": Path(arguments.checkpoint).name,
+                    "settings": settings[name],
+                    "threads": arguments.threads,
+                }
+                if key_of(record) in done:
+                    continue
+                python = arguments.setfit_python if name == "setfit" else sys.executable
+                worker = workers.setdefault(name, None) or workers.setdefault(name, Worker(name, python))
+                workers[name] = worker
+                with tempfile.TemporaryDirectory() as folder:
+                    task = {
+                        "checkpoint": arguments.checkpoint,
+                        **draw(Path(arguments.data) / data_set, shots, number, Path(folder)),
+                        "seed": number,
+                        "threads": arguments.threads,
+                        "max_length": arguments.max_length,
+                        "settings": settings[name],
+                    }
+                    record |= {**worker.train(task), "versions": worker.versions}
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def key_of(record: Mapping[str, Any]) -> str:
+    """What makes a training the same."""
+    names = ("contestant", "data_set", "shots", "draw", "checkpoint", "settings", "threads")
+    return json.dumps([record[name] for name in names], sort_keys=True)
+
+
+def rows_of(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row of the table for each data set and number of examples: draws that both have run."""
+    cells: dict[tuple[str, str, int], dict[str, dict[int, Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for one in records:
+        cells[one["checkpoint"], one["data_set"], one["shots"]][one["contestant"]][one["draw"]] = one
+    rows = []
+    for (checkpoint, data_set, shots), found in sorted(cells.items()):
+        draws = sorted(found["ours"].keys() & found["setfit"].keys())
+        if not draws:
+            continue
+        scores = {
+            name: np.asarray([100 * found[name][draw]["correct"] / found[name][draw]["total"] for draw in draws])
+            for name in NAMES
+        }
+        gain = over_seeds((scores["ours"] - scores["setfit"]).tolist())
+        bounds = f" ({gain.low:+.1f} to {gain.high:+.1f})" if len(draws) > 1 else ""
+        row = [checkpoint, data_set, str(shots), str(len(draws))]
+        row += [f"{scores[name].mean():.1f}" for name in NAMES]
+        row += [f"{gain.value:+.1f}{bounds}"]
+        row += [f"{np.median([found[name][draw]['training'] for draw in draws]):.0f} s" for name in NAMES]
+        for kind in ("training", "whole"):
+            ratio = Spread.of([found["setfit"][draw][kind] / found["ours"][draw][kind] for draw in draws])
+            row.append(f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})")
+        rows.append(row)
+    return rows
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Print a Markdown table."""
+    names = ("checkpoint", "data", "per class", "draws", "`contrastive`", "setfit", "difference (95 %)")
+    names += ("training", "setfit's", "setfit / ours", "with loading, checks, test data")
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+    for row in rows_of(read(Path(arguments.out))):
+        print(f"| {' | '.join(row)} |")
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    runner = verbs.add_parser("run", help="train")
+    runner.add_argument("--checkpoint", required=True)
+    runner.add_argument("--data", required=True, help="the folder with the data sets' folders")
+    runner.add_argument("--setfit_python", default=sys.executable, help="the interpreter that has setfit")
+    runner.add_argument("--sets", nargs="+", default=["trec6", "sst2"])
+    runner.add_argument("--shots", type=int, nargs="+", default=[8, 16, 64])
+    runner.add_argument("--draws", type=int, default=10)
+    runner.add_argument("--threads", type=int, default=1)
+    runner.add_argument("--max_length", type=int, default=64)
+    runner.add_argument("--ours", type=json.loads, default={}, help="sections of our recipe")
+    runner.add_argument("--setfit", type=json.loads, default=SETFIT, help="fields of setfit's TrainingArguments")
+    runner.add_argument("--without", nargs="*", default=[], choices=NAMES)
+    runner.set_defaults(action=run)
+    printer = verbs.add_parser("table", help="print the table")
+    printer.set_defaults(action=table)
+    for verb in (runner, printer):
+        verb.add_argument("--out", default="runs/few_shot.jsonl")
+    arguments = parser.parse_args()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    main()
