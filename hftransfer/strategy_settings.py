@@ -81,7 +81,13 @@ class LpFt(StrategySection):
     probe_share: Rate = Field(0.3, lt=1.0, description="Share of the optimizer steps that trains the head alone.")
 
 
+class Auto(StrategySection):
+    """The advisor chooses one of the others before the model is trained, from the data and the frozen features."""
+
+    type: Literal["auto"] = Field("auto", description="Name of the strategy.")
+
+
 StrategySettings = Annotated[
-    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt,
+    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt | Auto,
     Field(discriminator="type"),
 ]
