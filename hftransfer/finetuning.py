@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hftransfer import interruption, one_seed, seeds
+from hftransfer import advising, interruption, one_seed, seeds
+from hftransfer.advising import Advice, auto
+from hftransfer.advising.ranking import Ranked, in_order
+from hftransfer.errors import RecipeError
 from hftransfer.locking import FolderLock
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.checks import preflight, preflight_of_run
@@ -13,12 +19,14 @@ from hftransfer.preflight.findings import Report
 from hftransfer.recipe import Recipe, besides
 from hftransfer.results import Data
 from hftransfer.run import Run, check_output_folder, check_push, push_when_asked
+from hftransfer.run_files import RECIPE_FILE
 from hftransfer.strategies import build_strategy
 from hftransfer.tasks.registry import build_task
 from hftransfer.training import calibration, contrastive, prepare
 from hftransfer.training.assembled import Assembled
-from hftransfer.training.defaults import resolve
+from hftransfer.training.defaults import flatten, resolve
 from hftransfer.training.precision import build_accelerator
+from hftransfer.verdicts import Verdict
 
 
 def finetune(
@@ -90,6 +98,55 @@ def assemble(
     return first.assembled(one_seed.build(first))
 
 
+def advise(
+    recipe: Recipe,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> Advice:
+    """Say what each strategy would score and cost, and recommend one (docs/advisor.md).
+
+    The recipe's own strategy is not looked at. Nothing is written or trained. Arguments and errors are those of
+    `finetune`.
+    """
+    given = given_settings(recipe, origins)
+    prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
+    return advising.advise(prepared, given)
+
+
+def rank(
+    recipe: Recipe,
+    checkpoints: Sequence[str],
+    *,
+    train: Any = None,
+    validation: Any = None,
+    origins: Mapping[str, str] | None = None,
+) -> list[Ranked]:
+    """Measure what several checkpoints' frozen features hold of the same rows' labels, best first (docs/advisor.md).
+
+    Args:
+        recipe: Data and task; its checkpoint and strategy are not looked at.
+        checkpoints: Hub ids or local folders.
+        train: Training data in memory.
+        validation: Likewise.
+        origins: Where given values come from.
+
+    Raises:
+        UserError: If data and a checkpoint do not fit together.
+    """
+    found = []
+    for checkpoint in checkpoints:
+        probing = advising.probing_recipe(recipe.model_copy(update={"checkpoint": checkpoint}))
+        prepared = prepare_all(probing, train=train, validation=validation, origins=origins)
+        started = time.perf_counter()
+        reading, _ = advising.measure(prepared)
+        parameters = sum(weight.numel() for weight in prepared.loaded.model.parameters())
+        found.append(Ranked(checkpoint, reading, parameters, time.perf_counter() - started))
+    return in_order(found)
+
+
 def prepare_all(
     recipe: Recipe,
     *,
@@ -113,6 +170,10 @@ def prepare_all(
         UserError: If recipe, data and checkpoint do not fit together.
     """
     # The recipe: fill in what it leaves open.
+    verdicts: tuple[Verdict, ...] = ()
+    if recipe.strategy.type == "auto":
+        given = given_settings(recipe, origins)
+        recipe, origins, verdicts = choose_strategy(recipe, given, train, validation, test)
     recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
@@ -136,4 +197,37 @@ def prepare_all(
     calibration.check_support(recipe, task, loaded.model)
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
     data = Data(splits, features, beside=besides(recipe))
-    return Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
+    found = Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
+    return replace(found, verdicts=verdicts)
+
+
+def choose_strategy(
+    recipe: Recipe, given: Mapping[str, str], train: Any, validation: Any, test: Any
+) -> tuple[Recipe, dict[str, str], tuple[Verdict, ...]]:
+    """Put the strategy that the advisor recommends in the place of `auto`.
+
+    A run that goes on keeps the strategy that it began with. The main process advises, and all do what it says.
+
+    Returns:
+        The recipe, where its settings come from, and the advice.
+    """
+    if recipe.task.type != advising.MEASURED_TASK:
+        what = f"the advisor measures {advising.MEASURED_TASK} alone"
+        raise RecipeError(what, where="strategy.type auto", fix="name a strategy, such as lora")
+    if recipe.resume != "never" and (Path(recipe.output_dir or "") / RECIPE_FILE).is_file():
+        decision = auto.earlier_decision(Run(recipe.output_dir or "").recipe)
+    else:
+        prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
+        shared = [None if not prepared.accelerator.is_main_process else auto.decide(advising.advise(prepared, given))]
+        if prepared.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(shared)
+        assert shared[0] is not None
+        decision = shared[0]
+    return (*auto.decided(recipe, given, decision), decision.verdicts)
+
+
+def given_settings(recipe: Recipe, origins: Mapping[str, str] | None) -> dict[str, str]:
+    """Dotted name -> origin of what the user has set; from Python, what was passed counts as given."""
+    return dict.fromkeys(flatten(recipe, only_set=True), "given") if origins is None else dict(origins)

@@ -28,6 +28,7 @@ from hftransfer.training.loop import Training
 from hftransfer.training.space import disk_errors
 from hftransfer.training.state import NO_ROOM
 from hftransfer.training.streaming import Chunks
+from hftransfer.verdicts import Verdict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +50,7 @@ class Prepared:
         loaded: The pretrained model with the head of the first seed; used up by the first training.
         lock: Keeps other runs out of the output folder.
         shown: Whether the recipe was printed already.
+        verdicts: What was judged before the training: the advice that chose the strategy.
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class Prepared:
     loaded: LoadedModel
     lock: FolderLock | None = None
     shown: bool = field(default=False)
+    verdicts: tuple[Verdict, ...] = ()
 
     def of_seed(self, seed: int, folder: str, *, reload: bool = True) -> Prepared:
         """The same for a training of its own with another seed, on the same splits.
@@ -146,17 +149,18 @@ def train(prepared: Prepared, training: Training | None = None, report: Report |
     """
     training = training or build(prepared)
     writes = prepared.accelerator.is_main_process
-    run = create_run(prepared.recipe, writes, prepared.lock, None if report is None else report.as_data())
+    found = None if report is None else report.as_data()
+    run = create_run(prepared.recipe, writes, prepared.lock, found, prepared.verdicts)
     prepared.accelerator.wait_for_everyone()
     announce(prepared, training)
     with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
         training.run()
-        found = finish(prepared, training, run)
+        results_found = finish(prepared, training, run)
         if writes:
-            results.write(run, training, prepared.recipe, prepared.data, found)
+            results.write(run, training, prepared.recipe, prepared.data, results_found)
             run.write_card()
     prepared.accelerator.wait_for_everyone()
-    prepared.say(summary.score_table(found.scores))
+    prepared.say(summary.score_table(results_found.scores))
     prepared.say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     prepared.say(f"Report: {run.report_file}")
     return run
@@ -169,6 +173,7 @@ def announce(prepared: Prepared, training: Training) -> None:
     lines = (
         *prepared.data.splits.notes,
         *prepared.loaded.notes,
+        *(sentence for verdict in prepared.verdicts for sentence in verdict.words),
         *prepare.describe_data(dict(prepared.data.features), prepared.recipe),
     )
     prepared.say(f"Running on {prepared.device_line}", *lines)

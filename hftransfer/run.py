@@ -257,7 +257,11 @@ def push_when_asked(run: Run, recipe: Recipe, say: Callable[[str], None], writes
 
 
 def create_run(
-    recipe: Recipe, writes: bool = True, lock: FolderLock | None = None, preflight: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    writes: bool = True,
+    lock: FolderLock | None = None,
+    preflight: Mapping[str, Any] | None = None,
+    verdicts: Sequence[Verdict] = (),
 ) -> Run:
     """Make the run's folder, take its lock and write the resolved recipe into it; only one process writes.
 
@@ -266,6 +270,7 @@ def create_run(
         writes: Whether this process is the one.
         lock: Keeps other runs out of the folder.
         preflight: What preflight found, to be kept.
+        verdicts: What was judged before the training, to be kept.
 
     Raises:
         RecipeError: If another run has the folder by now.
@@ -282,9 +287,13 @@ def create_run(
         # Its contents alone: the folder may be a link or a mount.
         for path in (path for path in folder.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    write_whole(folder / RECIPE_FILE, _yaml(recipe.model_dump(mode="json", exclude_none=True)))
+    # What chose a setting of the recipe stands above it.
+    reasons = "".join(f"# {verdict.title}: {verdict.words[0]}\n" for verdict in verdicts)
+    write_whole(folder / RECIPE_FILE, reasons + _yaml(recipe.model_dump(mode="json", exclude_none=True)))
     if preflight is not None:
         write_json(folder / PREFLIGHT_FILE, preflight)
+    for verdict in verdicts:
+        write_verdict(folder, verdict)
     return Run(folder)
 
 

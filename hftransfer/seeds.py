@@ -46,7 +46,8 @@ def train(prepared: Prepared, training: Training, report: Report | None = None) 
         report: What preflight found, to be kept.
     """
     writes = prepared.accelerator.is_main_process
-    run = create_run(prepared.recipe, writes, prepared.lock, None if report is None else report.as_data())
+    found = None if report is None else report.as_data()
+    run = create_run(prepared.recipe, writes, prepared.lock, found, prepared.verdicts)
     prepared.accelerator.wait_for_everyone()
     chosen = batched_seeds.train(prepared, training, run) or _one_by_one(prepared, training, run)
     if writes:

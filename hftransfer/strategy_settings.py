@@ -93,7 +93,13 @@ class Contrastive(StrategySection):
     )
 
 
+class Auto(StrategySection):
+    """The advisor chooses one of the others before the model is trained, from the data and the frozen features."""
+
+    type: Literal["auto"] = Field("auto", description="Name of the strategy.")
+
+
 StrategySettings = Annotated[
-    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt | Contrastive,
+    PlainStrategy | TopLayers | GradualUnfreezing | Lora | Ia3 | LpFt | Contrastive | Auto,
     Field(discriminator="type"),
 ]

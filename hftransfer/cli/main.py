@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from hftransfer.cli import (
     adapt,
+    advise,
     cache,
     check,
     compare,
@@ -57,6 +58,8 @@ def build_app() -> App:
     )
     app.command(run.run, name="run", config=RecipeConfig())
     app.command(check.check, name="check", config=RecipeConfig())
+    app.command(advise.advise, name="advise", config=RecipeConfig())
+    app.command(advise.rank, name="rank", config=advise.RankConfig())
     app.command(recipes.recipes, name="recipes")
     app.command(copy.copy, name="copy")
     app.command(predict.predict, name="predict")

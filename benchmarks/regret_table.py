@@ -1,0 +1,287 @@
+"""The regrets of the advisor and of its rivals, from the trainings that `benchmarks.regret` has kept.
+
+The advisor is fitted anew for every data set, on the trainings of all others: no rule has seen the cells on which it is
+scored.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from hftransfer.advise import rules
+from hftransfer.advise.candidates import Candidate, candidates
+from hftransfer.advise.rules import Knowledge, Situation, Weights
+from hftransfer.training.defaults import STRATEGY_DEFAULTS
+
+KEY = ("data_set", "examples", "checkpoint", "seed")
+EPOCHS = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
+FIGURES = 3
+
+Key: TypeAlias = tuple[str, int, str, int]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of a candidate, with the situation that the advisor saw before it."""
+
+    key: Key
+    situation: Situation
+    foreign: bool
+    blocks: int
+    candidate: Candidate
+    score: float
+    seconds: float
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The results so far; a last line that was cut off is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def collect(folder: Path) -> list[Trained]:
+    """All trainings whose situation was measured."""
+    measured = {tuple(line[name] for name in KEY): line for line in read_lines(folder / "measured.jsonl")}
+    found = []
+    for line in read_lines(folder / "scores.jsonl"):
+        key = tuple(line[name] for name in KEY)
+        if key not in measured:
+            continue
+        seen = measured[key]
+        situation = Situation(*(seen[name] for name in Situation.__dataclass_fields__))
+        blocks = len(seen["layers"]) - 1
+        known = {one.name: one for one in candidates(blocks, situation.train_examples, EPOCHS)}
+        if line["candidate"] in known:
+            candidate = known[line["candidate"]]
+            found.append(
+                Trained(key, situation, seen["foreign"], blocks, candidate, line["score"], line["training_seconds"])
+            )
+    return found
+
+
+def weights_of(found: Iterable[Trained]) -> dict[str, np.ndarray]:
+    """Kind -> weights."""
+    by_kind: dict[str, list[Trained]] = defaultdict(list)
+    for one in found:
+        by_kind[one.candidate.kind].append(one)
+    return {
+        kind: rules.fit([one.situation for one in group], [one.score for one in group])
+        for kind, group in by_kind.items()
+    }
+
+
+def without(found: Sequence[Trained], data_set: str) -> list[Trained]:
+    """The trainings of all other data sets."""
+    return [one for one in found if one.key[0] != data_set]
+
+
+def sizes_of(found: Sequence[Trained]) -> tuple[int, int]:
+    """Fewest and most training rows."""
+    counts = [one.situation.train_examples for one in found]
+    return min(counts), max(counts)
+
+
+def fitted(found: Sequence[Trained]) -> Knowledge:
+    """Weights from all trainings, with the deviation of predictions for data sets that were left out."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for data_set in sorted({one.key[0] for one in found}):
+        weights = weights_of(without(found, data_set))
+        for one in found:
+            if one.key[0] == data_set and one.candidate.kind in weights:
+                moved = float(weights[one.candidate.kind] @ one.situation.features())
+                errors[one.candidate.kind].append(rules.logit(one.score) - rules.logit(one.situation.head) - moved)
+    kinds = {
+        kind: Weights(
+            tuple(round(float(value), FIGURES) for value in weights),
+            round(float(np.sqrt(np.mean(np.square(errors[kind])))), FIGURES),
+            len(errors[kind]),
+        )
+        for kind, weights in weights_of(found).items()
+        if len(errors[kind]) > 1
+    }
+    return Knowledge(kinds, sizes_of(found), source(found))
+
+
+def source(found: Sequence[Trained]) -> str:
+    """What was trained, in words."""
+    data_sets = ", ".join(sorted({one.key[0] for one in found}))
+    checkpoints = ", ".join(sorted({one.key[2] for one in found}))
+    counts = ", ".join(f"{count:,}" for count in sorted({one.key[1] for one in found}))
+    return f"{data_sets}; {counts} examples; {checkpoints}; {len(found)} trainings"
+
+
+def source_of(knowledge: Knowledge, found: Sequence[Trained]) -> str:
+    """The module that holds the weights."""
+    lines = [
+        '"""What real trainings have shown, as weights of `rules.py`; written by `python -m benchmarks.regret fit`."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from hftransfer.advise.rules import Knowledge, Weights",
+        "",
+        "KNOWLEDGE = Knowledge(",
+        "    kinds={",
+    ]
+    for kind, weights in sorted(knowledge.kinds.items()):
+        lines.append(f'        "{kind}": Weights({weights.weights}, {weights.deviation}, {weights.trainings}),')
+    words = knowledge.source.split("; ")
+    lines += ["    },", f"    sizes={knowledge.sizes},", "    source=("]
+    lines += [f'        "{part}{"; " if number < len(words) - 1 else ""}"' for number, part in enumerate(words)]
+    return "\n".join([*lines, "    ),", ")", ""])
+
+
+Policy: TypeAlias = Callable[[Sequence[Trained], Knowledge], Trained | None]
+"""From the candidates of one cell and seed, and what other data sets have shown, to the one that is done."""
+
+
+def advisor(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
+    """What the rules choose."""
+    predictions = [rules.predict(one.situation, one.candidate, knowledge) for one in options]
+    if not any(one.score is not None for one in predictions):
+        return None
+    chosen = rules.choose(predictions)
+    return next(one for one in options if one.candidate is chosen.candidate)
+
+
+def always(type: str, *, more: bool = False) -> Policy:
+    """One strategy everywhere.
+
+    Args:
+        type: The strategy.
+        more: Whether its longer schedule is taken where there is one.
+    """
+
+    def policy(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
+        of_type = [one for one in options if one.candidate.type == type]
+        chosen = [one for one in of_type if bool(one.candidate.optim) == more] or of_type
+        return chosen[0] if chosen else None
+
+    return policy
+
+
+def table_says(*, more: bool = False) -> Policy:
+    """The tutorial's table."""
+
+    def policy(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
+        first = options[0]
+        type, _ = rules.tutorial(first.situation.train_examples, foreign=first.foreign)
+        return always(type, more=more)(options, knowledge)
+
+    return policy
+
+
+def usual_schedules(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
+    """The advisor, were there no longer schedules."""
+    return advisor([one for one in options if not one.candidate.optim], knowledge)
+
+
+POLICIES: Mapping[str, Policy] = {
+    "advisor": advisor,
+    "always full fine-tuning": always("full_fine_tuning"),
+    "always feature extraction": always("feature_extraction"),
+    "tutorial's table": table_says(),
+    "always full fine-tuning, more steps": always("full_fine_tuning", more=True),
+    "always feature extraction, more steps": always("feature_extraction", more=True),
+    "tutorial's table, more steps": table_says(more=True),
+}
+RIVALS = tuple(POLICIES)[1:]
+
+
+def complete(found: Sequence[Trained]) -> dict[Key, list[Trained]]:
+    """Cell and seed -> its candidates in their order, where all have been trained."""
+    grouped: dict[Key, list[Trained]] = defaultdict(list)
+    for one in found:
+        grouped[one.key].append(one)
+    whole = {}
+    for key, group in grouped.items():
+        first = group[0]
+        names = [one.name for one in candidates(first.blocks, first.situation.train_examples, EPOCHS)]
+        by_name = {one.candidate.name: one for one in group}
+        if set(names) <= set(by_name):
+            whole[key] = [by_name[name] for name in names]
+    return whole
+
+
+def regrets(found: Sequence[Trained], *, usual_only: bool = False) -> dict[Key, dict[str, float]]:
+    """Cell and seed -> policy -> best score in hindsight less its own.
+
+    Args:
+        found: All trainings.
+        usual_only: Leave longer schedules out, for all.
+    """
+    whole = complete(found)
+    known = {data_set: _knowledge(without(found, data_set)) for data_set in {key[0] for key in whole}}
+    result: dict[Key, dict[str, float]] = {}
+    for key, group in whole.items():
+        options = [one for one in group if not (usual_only and one.candidate.optim)]
+        best = max(one.score for one in options)
+        own = {}
+        for name, policy in POLICIES.items():
+            chosen = policy(options, known[key[0]])
+            if chosen is not None:
+                own[name] = best - chosen.score
+        result[key] = own
+    return result
+
+
+def _knowledge(found: Sequence[Trained]) -> Knowledge:
+    kinds = {kind: Weights(tuple(map(float, weights)), 0.0, 0) for kind, weights in weights_of(found).items()}
+    return Knowledge(kinds, sizes_of(found), "")
+
+
+def by_cell(found: Mapping[Key, Mapping[str, float]]) -> dict[tuple[str, int, str], dict[str, list[float]]]:
+    """Cell -> policy -> the regret of every seed."""
+    cells: dict[tuple[str, int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (data_set, examples, checkpoint, _), own in found.items():
+        for name, regret in own.items():
+            cells[data_set, examples, checkpoint][name].append(regret)
+    return cells
+
+
+def summary(found: Mapping[Key, Mapping[str, float]], names: Sequence[str]) -> list[str]:
+    """A table: mean regret over cells, its interval by drawing data sets anew, and how often a rival does better."""
+    cells = by_cell(found)
+    means = {
+        name: {cell: statistics.mean(values[name]) for cell, values in cells.items() if values.get(name)}
+        for name in names
+    }
+    own = means["advisor"]
+    lines = [
+        "| policy | mean regret | 95 % interval | worst cell | the advisor is better, worse |",
+        "|---|---|---|---|---|",
+    ]
+    for name in names:
+        of_cells = means[name]
+        low, high = _interval(of_cells)
+        better = sum(own[cell] < regret - 1e-9 for cell, regret in of_cells.items())
+        worse = sum(own[cell] > regret + 1e-9 for cell, regret in of_cells.items())
+        versus = "" if name == "advisor" else f"{better}, {worse} of {len(of_cells)}"
+        mean, worst = statistics.mean(of_cells.values()), max(of_cells.values())
+        lines.append(f"| {name} | {_points(mean)} | {_points(low)} to {_points(high)} | {_points(worst)} | {versus} |")
+    return lines
+
+
+def _interval(of_cells: Mapping[tuple[str, int, str], float]) -> tuple[float, float]:
+    """Of a mean over cells, when data sets are drawn anew: cells of one data set hang together."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for (data_set, _, _), regret in of_cells.items():
+        groups[data_set].append(regret)
+    names, generator = sorted(groups), np.random.default_rng(0)
+    drawn = [
+        np.mean(np.concatenate([groups[names[place]] for place in generator.integers(len(names), size=len(names))]))
+        for _ in range(2000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"

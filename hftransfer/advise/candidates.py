@@ -1,0 +1,104 @@
+"""What the advisor chooses among: strategies with their settings, each with its usual schedule and with more steps.
+
+A further strategy is added to `STRATEGIES` alone. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SMALL_BATCH, USUAL_BATCH = 8, 32
+ENOUGH_STEPS = 100
+"""With fewer optimizer steps a model stays near where it began, whatever the strategy (arXiv:2006.04884, section 6)."""
+RANKS, HIGH_RANK_FROM = (8, 32), 1000
+"""LoRA's rank below and from this many examples on: there is more to learn than a low rank can hold."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to do.
+
+    Attributes:
+        name: For tables, and the key under which measured results are kept.
+        strategy: Settings of the strategy, `type` included.
+        kind: What is known of it is known of its kind: strategy, share of the blocks, enough steps or few.
+        optim: Optimisation settings that differ from the strategy's defaults.
+    """
+
+    name: str
+    strategy: Mapping[str, Any]
+    kind: str
+    optim: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """The strategy's type."""
+        return str(self.strategy["type"])
+
+
+def _top_layers(num_blocks: int, train_examples: int) -> list[dict[str, Any]]:
+    """A third and two thirds of the blocks."""
+    ks = sorted({max(1, round(num_blocks / 3)), max(1, round(2 * num_blocks / 3))} - {num_blocks})
+    return [{"type": "top_layers", "k": k} for k in ks]
+
+
+def _lora(num_blocks: int, train_examples: int) -> list[dict[str, Any]]:
+    return [{"type": "lora", "r": RANKS[train_examples >= HIGH_RANK_FROM]}]
+
+
+def _plain(type: str) -> Callable[[int, int], list[dict[str, Any]]]:
+    return lambda num_blocks, train_examples: [{"type": type}]
+
+
+STRATEGIES: tuple[Callable[[int, int], list[dict[str, Any]]], ...] = (
+    _plain("feature_extraction"),
+    _top_layers,
+    _plain("lp_ft"),
+    lambda num_blocks, train_examples: [{"type": "gradual_unfreezing", "stages": min(4, num_blocks + 2)}],
+    _lora,
+    _plain("full_fine_tuning"),
+)
+"""From the numbers of blocks and examples to the settings of a strategy that are worth trying; cheap ones first."""
+
+
+def candidates(num_blocks: int, train_examples: int, usual_epochs: Mapping[str, int]) -> list[Candidate]:
+    """All candidates for a model and an amount of data.
+
+    Args:
+        num_blocks: L.
+        train_examples: Rows to train on, without those for validation.
+        usual_epochs: Strategy type -> its default number of epochs.
+    """
+    found = []
+    for settings in (one for make in STRATEGIES for one in make(num_blocks, train_examples)):
+        name, kind = label(settings), str(settings["type"])
+        if settings.get("k", 0) > num_blocks / 2:
+            kind += ", most blocks"
+        more = more_steps(train_examples, usual_epochs[settings["type"]])
+        found.append(Candidate(name, settings, f"{kind}, few steps" if more else kind))
+        if more:
+            found.append(Candidate(f"{name}, more steps", settings, kind, more))
+    return found
+
+
+def more_steps(train_examples: int, usual_epochs: int) -> dict[str, Any]:
+    """Batch size and epochs that make `ENOUGH_STEPS` of few examples; empty where the usual schedule has as many.
+
+    The batch shrinks before the epochs grow: an epoch costs the same in smaller batches, and more epochs do not.
+    """
+    if math.ceil(train_examples / USUAL_BATCH) * usual_epochs >= ENOUGH_STEPS:
+        return {}
+    batch = USUAL_BATCH
+    while batch > SMALL_BATCH and math.ceil(train_examples / batch) * usual_epochs < ENOUGH_STEPS:
+        batch //= 2
+    epochs = max(usual_epochs, math.ceil(ENOUGH_STEPS / math.ceil(train_examples / batch)))
+    return {"per_device_train_batch_size": batch, "num_train_epochs": epochs}
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """Type and settings in a few words."""
+    shown = [f"{name}={value}" for name, value in settings.items() if name in ("k", "r")]
+    return " ".join([str(settings["type"]), *shown])

@@ -1,0 +1,81 @@
+"""What every candidate would cost, from one short measurement of the device on this model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hftransfer.advise.candidates import Candidate
+from hftransfer.advise.cost import FP32, Cost, Setting, Shape, caches, estimate, padded_texts, plan_stages, shape_of
+from hftransfer.advise.rates import PRECISIONS, can_be_cut, measure_rates
+from hftransfer.errors import AnatomyError, StrategyError
+from hftransfer.one_seed import Prepared
+from hftransfer.strategies import Strategy, make_strategy
+from hftransfer.strategies.freezing import transformers_model
+from hftransfer.training.defaults import STRATEGY_DEFAULTS
+
+SECONDS = 0.15
+"""How long each rate is measured: enough to tell a minute from an hour."""
+
+
+def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, Cost]:
+    """Name -> cost of every candidate that fits the model; empty where the model's sizes are not known.
+
+    Args:
+        prepared: Model and data; the model is left with nothing frozen.
+        candidates: What would be done.
+    """
+    loaded, optim = prepared.loaded, prepared.recipe.optim
+    everything = make_strategy("full_fine_tuning")
+    model = everything.apply(loaded.model.to(prepared.accelerator.device), loaded.anatomy)
+    config: Any = transformers_model(model).config
+    try:
+        shape = shape_of(config.to_dict(), int(getattr(config, "num_labels", 2) or 2))
+    except AnatomyError:
+        return {}
+    lengths = prepared.data.features["train"].lengths_N
+    validation_lengths = prepared.data.features["validation"].lengths_N
+    (plan,) = plan_stages(everything.stages(loaded.anatomy), shape)
+    precision = str(prepared.accelerator.mixed_precision)
+    usual = padded_texts(lengths, optim.per_device_train_batch_size)
+    setting = _setting(prepared, 1.0, optim.per_device_train_batch_size, precision)
+    rates = measure_rates(model, shape, plan, usual, setting, precision=precision, seconds=SECONDS)
+    found = {}
+    for candidate in candidates:
+        strategy = make_strategy(**candidate.strategy)
+        try:
+            stages = strategy.stages(loaded.anatomy)
+        except StrategyError:
+            continue
+        plans = plan_stages(stages, shape, adapters=_adapters(strategy, shape))
+        batch = int(candidate.optim.get("per_device_train_batch_size", optim.per_device_train_batch_size))
+        epochs = candidate.optim.get("num_train_epochs", STRATEGY_DEFAULTS[candidate.type].num_train_epochs)
+        setting = _setting(prepared, float(epochs), batch, precision)
+        setting = replace(setting, cached=caches(plans, setting) and can_be_cut(model, plans))
+        train = padded_texts(lengths, batch)
+        validation = padded_texts(validation_lengths, optim.per_device_eval_batch_size)
+        found[candidate.name] = estimate(shape, plans, train, validation, setting, [rates] * len(plans))
+    return found
+
+
+def _setting(prepared: Prepared, epochs: float, batch: int, precision: str) -> Setting:
+    recipe, number_bytes = prepared.recipe, 2 if precision in PRECISIONS else FP32
+    return Setting(
+        epochs=epochs,
+        batch_size=batch,
+        devices=prepared.accelerator.num_processes,
+        activation_bytes=number_bytes,
+        recompute=recipe.optim.gradient_checkpointing,
+        cached=recipe.cache.enabled == "auto" and not prepared.task.random_inputs and not recipe.optim.torch_compile,
+        cache_bytes=number_bytes,
+        cache_per_token=not prepared.loaded.anatomy.model_class.endswith("ForSequenceClassification"),
+    )
+
+
+def _adapters(strategy: Strategy, shape: Shape) -> int | None:
+    """Parameters that LoRA inserts beside all linear layers: r (inputs + outputs) of each; None without adapters."""
+    if strategy.type != "lora":
+        return None
+    per_rank = 4 * 2 * shape.width + 2 * (shape.width + shape.inner)
+    return int(strategy.settings.r) * shape.blocks * per_rank

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+
+from hftransfer.advise import rules
+from hftransfer.advise.candidates import ENOUGH_STEPS, Candidate, candidates, more_steps
+from hftransfer.advise.fitted import KNOWLEDGE
+from hftransfer.advise.rules import Knowledge, Prediction, Situation, Weights
+from hftransfer.recipe import Recipe
+from hftransfer.training.defaults import STRATEGY_DEFAULTS
+
+EPOCHS = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
+
+
+def situation(train_examples=300, chance=0.5, head=0.7, best_layer=0.75, slope=0.02):
+    return Situation(train_examples, chance, head, best_layer, slope)
+
+
+def candidate(type="lora"):
+    return Candidate(type, {"type": type}, type)
+
+
+def known(**constants):
+    weights = {name: Weights((constant, 0, 0, 0, 0), 0.5, 9) for name, constant in constants.items()}
+    return Knowledge(weights, (45, 1800), "")
+
+
+def test_weights_are_ridge_regression_on_logits():
+    generator = np.random.default_rng(0)
+    seen = [
+        situation(int(generator.integers(30, 3000)), 0.3, *generator.uniform(0.4, 0.9, 2), generator.uniform(0, 0.1))
+        for _ in range(40)
+    ]
+    scores = generator.uniform(0.3, 0.95, 40)
+    found = rules.fit(seen, list(scores))
+    design = np.stack([one.features() for one in seen])
+    target = [rules.logit(score) - rules.logit(one.head) for one, score in zip(seen, scores, strict=True)]
+    oracle = Ridge(alpha=rules.PENALTY).fit(design[:, 1:], target)
+    np.testing.assert_allclose(found, [oracle.intercept_, *oracle.coef_], atol=1e-3)
+
+
+def test_a_prediction_moves_the_heads_score_by_its_weights():
+    found = rules.predict(situation(head=0.7), candidate(), known(lora=1.0))
+    assert found.score == pytest.approx(rules.expit(rules.logit(0.7) + 1.0))
+    assert found.low < found.score < found.high
+    assert rules.predict(situation(head=0.7), candidate(), known(lora=0.0)).score == pytest.approx(0.7)
+
+
+def test_a_kind_without_trainings_is_not_predicted_nor_chosen():
+    strange = candidate("contrastive")
+    assert rules.predict(situation(), strange, known(lora=0.0)).score is None
+    assert rules.choose([Prediction(strange, None), Prediction(candidate(), 0.4, 0.3, 0.5)]).candidate.type == "lora"
+
+
+def test_the_cheaper_of_two_equals_is_chosen():
+    cheap, dear = candidate("feature_extraction"), candidate("full_fine_tuning")
+    near = [Prediction(cheap, 0.8), Prediction(dear, 0.8 + rules.MARGIN / 2)]
+    far = [Prediction(cheap, 0.8), Prediction(dear, 0.8 + rules.MARGIN * 2)]
+    assert rules.choose(near).candidate is cheap
+    assert rules.choose(far).candidate is dear
+
+
+@pytest.mark.parametrize(
+    ("examples", "foreign", "type"),
+    [
+        (50, False, "feature_extraction"),
+        (999, False, "feature_extraction"),
+        (1_000, False, "top_layers"),
+        (10_000, False, "full_fine_tuning"),
+        (50, True, "full_fine_tuning"),
+    ],
+)
+def test_the_tutorials_table(examples, foreign, type):
+    assert rules.tutorial(examples, foreign=foreign)[0] == type
+
+
+def test_what_would_change_its_mind():
+    few, many = candidate("feature_extraction"), candidate("full_fine_tuning")
+    found = rules.change_of_mind(
+        situation(), 0.05, lambda seen: many if seen.train_examples > 1000 or seen.head < 0.65 else few, few
+    )
+    assert len(found) == 2
+    assert "four times" in found[0]
+    assert "full_fine_tuning" in found[0]
+    assert "worse" in found[1]
+    assert rules.change_of_mind(situation(), 0.05, lambda seen: few, few) == []
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1), st.floats(0.1, 20))
+def test_predictions_are_scores_whatever_was_measured(examples, chance, head, best, slope, factor):
+    seen = Situation(examples, chance, head, best, slope)
+    for one in (seen, seen.at(max(1, round(examples * factor)))):
+        for option in candidates(6, examples, EPOCHS):
+            found = rules.predict(one, option, KNOWLEDGE)
+            if found.score is not None:
+                assert 0 <= found.low <= found.score <= found.high <= 1
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 6, 12, 24])
+@pytest.mark.parametrize("examples", [20, 500, 5000])
+def test_candidates_are_recipes_with_names_of_their_own(blocks, examples):
+    found = candidates(blocks, examples, EPOCHS)
+    assert len({one.name for one in found}) == len(found)
+    assert {one.type for one in found} >= {"feature_extraction", "lp_ft", "gradual_unfreezing", "lora"}
+    for one in found:
+        Recipe(checkpoint="x", strategy=dict(one.strategy), optim=dict(one.optim))
+        assert one.kind in KNOWLEDGE.kinds, one.kind
+    assert any(one.optim for one in found) == (examples < 1000)
+
+
+@given(st.integers(1, 5000), st.integers(1, 20))
+def test_more_steps_are_enough_and_only_where_needed(examples, epochs):
+    found = more_steps(examples, epochs)
+    steps = -(-examples // 32) * epochs
+    if not found:
+        assert steps >= ENOUGH_STEPS
+        return
+    assert steps < ENOUGH_STEPS
+    assert -(-examples // found["per_device_train_batch_size"]) * found["num_train_epochs"] >= ENOUGH_STEPS
+    assert found["num_train_epochs"] >= epochs

@@ -1,0 +1,90 @@
+"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where it is installed, transformer-ranker."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from sklearn.covariance import LedoitWolf
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from hftransfer.advise.transferability import h_score, logme, nearest_neighbours, shrunk_covariance
+from hftransfer.errors import DataError
+
+
+def classes(rows, width, count=3, seed=0, apart=1.0):
+    generator = np.random.default_rng(seed)
+    labels_N = np.arange(rows) % count
+    features_ND = generator.normal(size=(rows, width)) + apart * generator.normal(size=(count, width))[labels_N]
+    return features_ND, labels_N, np.eye(count)[labels_N]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(60, 8), (20, 35)])
+def test_logme_is_the_highest_evidence(rows, width):
+    features_ND, _, targets_NC = classes(rows, width)
+
+    def evidence(logs, target_N):
+        alpha, beta = np.exp(logs)
+        covariance_NN = features_ND @ features_ND.T / alpha + np.eye(rows) / beta
+        return multivariate_normal.logpdf(target_N, np.zeros(rows), covariance_NN) / rows
+
+    best = [
+        -minimize(lambda logs, y=target_N: -evidence(logs, y), np.zeros(2), method="Nelder-Mead").fun
+        for target_N in targets_NC.T
+    ]
+    assert logme(features_ND, targets_NC) == pytest.approx(np.mean(best), abs=2e-4)
+
+
+def test_shrinkage_is_that_of_ledoit_and_wolf():
+    features_ND, _, _ = classes(30, 12)
+    oracle = LedoitWolf().fit(features_ND)
+    covariance_DD, kept = shrunk_covariance(features_ND - features_ND.mean(0))
+    np.testing.assert_allclose(covariance_DD, oracle.covariance_, rtol=1e-10)
+    assert kept == pytest.approx(1 - oracle.shrinkage_)
+
+
+def test_h_score_is_the_trace_of_its_definition():
+    features_ND, labels_N, targets_NC = classes(40, 6)
+    oracle = LedoitWolf().fit(features_ND)
+    centred_ND = features_ND - features_ND.mean(0)
+    means_ND = np.stack([centred_ND[labels_N == label].mean(0) for label in labels_N])
+    between_DD = means_ND.T @ means_ND / (len(labels_N) - 1)
+    expected = (1 - oracle.shrinkage_) * np.trace(np.linalg.inv(oracle.covariance_) @ between_DD)
+    assert h_score(features_ND, targets_NC) == pytest.approx(expected)
+
+
+def test_both_prefer_features_that_hold_the_labels():
+    near, _, targets_NC = classes(90, 10, apart=0.2)
+    far, _, _ = classes(90, 10, apart=3.0)
+    assert logme(far, targets_NC) > logme(near, targets_NC)
+    assert h_score(far, targets_NC) > h_score(near, targets_NC)
+    assert h_score(far, targets_NC) <= targets_NC.shape[1] - 1
+
+
+def test_neighbours_are_those_of_scikit_learn():
+    features_ND, labels_N, targets_NC = classes(40, 5)
+    found = nearest_neighbours(features_ND, targets_NC, k=3)
+    centred_ND = features_ND - features_ND.mean(0)
+    oracle = KNeighborsClassifier(3, metric="cosine", algorithm="brute")
+    expected = cross_val_predict(oracle, centred_ND, labels_N, cv=LeaveOneOut(), method="predict_proba")
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_same_as_transformer_ranker():
+    """Its LogME stops at a tolerance of 1e-3 and carries its precisions from one class to the next."""
+    estimators = pytest.importorskip("transformer_ranker.estimators")
+    torch = pytest.importorskip("torch")
+    features_ND, labels_N, targets_NC = classes(200, 12)
+    values, labels = torch.tensor(features_ND), torch.tensor(labels_N)
+    assert h_score(features_ND, targets_NC) == pytest.approx(estimators.HScore().fit(values, labels), rel=1e-6)
+    assert logme(features_ND, targets_NC) == pytest.approx(estimators.LogME().fit(values, labels), abs=1e-3)
+
+
+@pytest.mark.parametrize("measure", [logme, h_score, nearest_neighbours])
+def test_bad_shapes_are_told(measure):
+    with pytest.raises(DataError, match="features"):
+        measure(np.zeros((0, 3)), np.zeros((0, 2)))
+    with pytest.raises(DataError, match="targets"):
+        measure(np.zeros((4, 3)), np.zeros((5, 2)))
