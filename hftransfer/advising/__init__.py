@@ -115,7 +115,7 @@ def gather_facts(prepared: Prepared) -> Facts:
         max_length=recipe.data.max_length or 0,
         truncated=train.truncated_rows,
         duplicates=len(rows) - len(np.unique(rows.hashes_N, axis=0)),
-        wording=finding.wording_of(rows.joined()[: finding.SAMPLED_TEXTS], prepared.loaded.tokenizer),
+        wording=finding.wording_of(rows.joined(finding.SAMPLED_TEXTS), prepared.loaded.tokenizer),
     )
 
 

@@ -45,6 +45,10 @@ class SplitRows:
         """How many letters there are."""
         return sum(map(len, (text for column in self.texts for text in column)))
 
+    def joined(self, most: int) -> list[str]:
+        """The texts of the first rows, each row's columns in one text."""
+        return [" ".join(columns) for columns in zip(*(column[:most] for column in self.texts), strict=True)]
+
 
 def rows_of_splits(splits: Splits, recipe: Recipe, problem: str | None) -> dict[str, SplitRows]:
     """The rows of all splits there are.

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification, listed_columns
+from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification
+from hftransfer.setting_values import listed_columns
 from hftransfer.tasks import metrics
 from hftransfer.tasks.balance import cells_of, group_names, reweighing
 from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Call, Decisions, Features, Outcome, Predictions, Task

@@ -188,7 +188,7 @@ def check_support(recipe: Recipe, task: Task, accelerator: Accelerator) -> None:
             where="strategy.type contrastive",
             fix="choose another strategy",
         )
-    weighing = {name: getattr(settings, name) for name in ("class_weights", "label_smoothing", "focal_gamma")}
+    weighing = {name: getattr(settings, name) for name in ("balance", "label_smoothing", "focal_gamma")}
     optim, evaluation = recipe.optim, recipe.evaluation
     for name, found, why, fix in (
         *(
