@@ -14,21 +14,40 @@ from hftransfer.errors import CheckpointError
 MAX_YAML_BYTES = 1_000_000
 # PyYAML raises these, besides its own, for explicit tags on values that do not fit and for very deep nesting.
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+# A recipe has three levels; PyYAML's time grows with the square of the depth.
+MAX_YAML_DEPTH = 20
 # Enough for the vocabularies of the largest published tokenizers, several times over.
 MAX_JSON_BYTES = 256_000_000
 # More digits than any size, seed or id has; Python would take quadratic time over millions of them.
 MAX_DIGITS = 40
 
 
+TOO_DEEP = f"nested more than {MAX_YAML_DEPTH} levels deep"
+
+
 class RecipeLoader(yaml.SafeLoader):
-    """Plain YAML alone: settings are named by text, once; aliases, which may form circles, are refused."""
+    """Plain YAML alone: settings are named by text, once; aliases, which may form circles, and depth are refused."""
+
+    depth = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """As in PyYAML, which looks ahead for a key; not into any depth."""
+        self.flow_level: int
+        if self.flow_level >= MAX_YAML_DEPTH:
+            raise yaml.scanner.ScannerError(None, None, TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As in PyYAML, but without aliases."""
+        """As in PyYAML, but without aliases, and to a bounded depth."""
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
-        return super().compose_node(parent, index)
+        if self.depth >= MAX_YAML_DEPTH:
+            raise yaml.composer.ComposerError(None, None, TOO_DEEP, mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """As in PyYAML, but every key is a text and occurs once."""

@@ -330,7 +330,7 @@ def run(count: int, first: int = 0, fresh_every: int = 25, show: bool = True) ->
     refused = count - failures.total()
     return (
         f"| {count:,} generated bad configs ({processes} as processes of their own) | {refused:,} refused: status 2, "
-        f"one line, no torch, nothing left; slowest {slowest:.1f} s (of processor time for whole processes), at most "
+        f"one line, no torch, nothing left; slowest {slowest:.1f} s of processor time, at most "
         f"{largest >> 20} MiB |"
     )
 

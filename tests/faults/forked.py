@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Outcome:
         status: Exit status; minus the signal's number if one ended it.
         out: Standard output.
         error: Standard error.
-        seconds: From start to end.
+        seconds: What it took of the processor, whatever else the machine does.
         memory: Bytes that it took at most beyond what the parent held.
     """
 
@@ -45,7 +44,6 @@ def forked(action: Callable[[], Any], *, seconds: int, memory: int) -> Outcome:
         seconds: After these it is killed.
         memory: Bytes of address space that it may have beyond its parent's.
     """
-    started = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
         child = os.fork()
         if child == 0:
@@ -66,7 +64,7 @@ def forked(action: Callable[[], Any], *, seconds: int, memory: int) -> Outcome:
     resident = int(lines.pop().split()[1]) if lines and lines[-1].startswith("resident ") else 0
     status = os.waitstatus_to_exitcode(result)
     error_text = "".join(f"{line}\n" for line in lines)
-    return Outcome(status, texts[0], error_text, time.perf_counter() - started, usage.ru_maxrss * 1024 - resident)
+    return Outcome(status, texts[0], error_text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 - resident)
 
 
 def _status(action: Callable[[], Any], resident: int) -> int:
