@@ -40,6 +40,7 @@ class AdaptationSettings:
         texts: File with texts of the domain, as `data.texts.read_texts` reads it.
         column: Its text column; the task's own, else "text", when None.
         general: File with general text, which is replayed and whose loss shows what was forgotten.
+        general_column: Its text column; found as the other when None.
         replay_share: Share of the rows of an epoch that are general.
         epochs: Passes over the texts.
         steps: Optimizer steps, in place of epochs.
@@ -49,6 +50,7 @@ class AdaptationSettings:
     texts: str
     column: str | None = None
     general: str | None = None
+    general_column: str | None = None
     replay_share: float = 0.25
     epochs: int | None = None
     steps: int | None = None
@@ -143,8 +145,8 @@ def _adapt(recipe: Recipe, language: Recipe, settings: AdaptationSettings, folde
     column = settings.column or _column(settings.texts, recipe.data.text)
     sources = {"domain": read_texts(settings.texts, "--texts", column)}
     if settings.general is not None:
-        general_column = recipe.data.text if has_column(settings.general, recipe.data.text) else PLAIN_COLUMN
-        sources["general"] = read_texts(settings.general, "--general", general_column)
+        column = settings.general_column or _column(settings.general, recipe.data.text)
+        sources["general"] = read_texts(settings.general, "--general", column)
     parts = {name: hold_out(texts.distinct(), recipe.seed) for name, texts in sources.items()}
     # Before anything is written: whether the checkpoint has the head at all.
     model = load_language_model(
