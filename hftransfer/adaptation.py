@@ -28,8 +28,9 @@ ADAPTATION, TASK, TEXTS, STATE = "adaptation", "task", "texts", "adaptation.json
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST, LEAST_TEXTS = 0.05, 20, 1000, 50
 """Of the texts so many are held out: this share, at least and at most so many; with fewer texts nothing is adapted."""
 STREAM = 74
-EPOCHS, RATE, BATCH = 3, 1e-4, 32
-"""Defaults of the adaptation: passes, peak rate, and rows per step, which is also its batch size."""
+EPOCHS, RATE = 3, 1e-4
+"""Defaults of the adaptation: passes and peak rate; its rows per step are the task's."""
+SHARED_OPTIM = ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,8 @@ def _language_recipe(recipe: Recipe, settings: AdaptationSettings, folder: Path)
         data |= {"replay": files["general"], "replay_share": settings.replay_share}
     if recipe.data.max_length is not None:
         data["max_length"] = recipe.data.max_length
-    optim: dict[str, Any] = {
-        "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": BATCH,
-        "gradient_checkpointing": recipe.optim.gradient_checkpointing,
-    }
+    optim: dict[str, Any] = {name: getattr(recipe.optim, name) for name in SHARED_OPTIM}
+    optim["learning_rate"] = settings.learning_rate
     if settings.steps is not None and settings.epochs is not None:
         raise RecipeError("both epochs and steps are given", where="--adapt_steps", fix="give one of them")
     if settings.steps is not None:
