@@ -163,8 +163,10 @@ def measure(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     results = Results(out / "results.jsonl")
-    budget = {name: getattr(arguments, name) for name in BUDGET}
-    results.once("budget", lambda: {**budget, "checkpoint": Path(arguments.checkpoint).name, "threads": 1})
+    budget = {**{name: getattr(arguments, name) for name in BUDGET}, "checkpoint": Path(arguments.checkpoint).name}
+    known = results.once("budget", lambda: budget)
+    if any(known[name] != value for name, value in budget.items()):
+        raise SystemExit(f"{out} was begun with another budget ({known}); give the same, or another --out")
     general = out / "general.txt"
     texts = read_texts(str(Path(arguments.data, GENERAL[0], "train.parquet")), "general", GENERAL[1]).texts
     general.write_text("\n".join(texts) + "\n", encoding="utf-8")

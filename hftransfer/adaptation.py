@@ -28,8 +28,9 @@ ADAPTATION, TASK, TEXTS, STATE = "adaptation", "task", "texts", "adaptation.json
 HELD_OUT_SHARE, HELD_OUT_LEAST, HELD_OUT_MOST, LEAST_TEXTS = 0.05, 20, 1000, 50
 """Of the texts so many are held out: this share, at least and at most so many; with fewer texts nothing is adapted."""
 STREAM = 74
-EPOCHS, RATE, BATCH = 3, 1e-4, 32
-"""Defaults of the adaptation: passes, peak rate, and rows per step, which is also its batch size."""
+EPOCHS, RATE = 3, 1e-4
+"""Defaults of the adaptation: passes and peak rate; its rows per step are the task's."""
+SHARED_OPTIM = ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class AdaptationSettings:
         texts: File with texts of the domain, as `data.texts.read_texts` reads it.
         column: Its text column; the task's own, else "text", when None.
         general: File with general text, which is replayed and whose loss shows what was forgotten.
+        general_column: Its text column; found as the other when None.
         replay_share: Share of the rows of an epoch that are general.
         epochs: Passes over the texts.
         steps: Optimizer steps, in place of epochs.
@@ -49,6 +51,7 @@ class AdaptationSettings:
     texts: str
     column: str | None = None
     general: str | None = None
+    general_column: str | None = None
     replay_share: float = 0.25
     epochs: int | None = None
     steps: int | None = None
@@ -114,11 +117,8 @@ def _language_recipe(recipe: Recipe, settings: AdaptationSettings, folder: Path)
         data |= {"replay": files["general"], "replay_share": settings.replay_share}
     if recipe.data.max_length is not None:
         data["max_length"] = recipe.data.max_length
-    optim: dict[str, Any] = {
-        "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": BATCH,
-        "gradient_checkpointing": recipe.optim.gradient_checkpointing,
-    }
+    optim: dict[str, Any] = {name: getattr(recipe.optim, name) for name in SHARED_OPTIM}
+    optim["learning_rate"] = settings.learning_rate
     if settings.steps is not None and settings.epochs is not None:
         raise RecipeError("both epochs and steps are given", where="--adapt_steps", fix="give one of them")
     if settings.steps is not None:
@@ -143,8 +143,8 @@ def _adapt(recipe: Recipe, language: Recipe, settings: AdaptationSettings, folde
     column = settings.column or _column(settings.texts, recipe.data.text)
     sources = {"domain": read_texts(settings.texts, "--texts", column)}
     if settings.general is not None:
-        general_column = recipe.data.text if has_column(settings.general, recipe.data.text) else PLAIN_COLUMN
-        sources["general"] = read_texts(settings.general, "--general", general_column)
+        column = settings.general_column or _column(settings.general, recipe.data.text)
+        sources["general"] = read_texts(settings.general, "--general", column)
     parts = {name: hold_out(texts.distinct(), recipe.seed) for name, texts in sources.items()}
     # Before anything is written: whether the checkpoint has the head at all.
     model = load_language_model(

@@ -20,6 +20,7 @@ def adapt(
     texts: str,
     texts_column: str | None = None,
     general: str | None = None,
+    general_column: str | None = None,
     replay_share: float = 0.25,
     adapt_epochs: PositiveInt | None = None,
     adapt_steps: PositiveInt | None = None,
@@ -37,6 +38,7 @@ def adapt(
         texts: Texts of the domain, labels not needed: .txt (one a line), csv, tsv, json, jsonl or parquet.
         texts_column: Their column; the task's text column or "text" when absent.
         general: General text; a share of it is mixed in, and what is forgotten of it is measured.
+        general_column: Its column; as for the texts when absent.
         replay_share: Share of the rows of an epoch that are general text.
         adapt_epochs: Passes over the texts; 3 when absent.
         adapt_steps: Optimizer steps, in place of epochs.
@@ -62,5 +64,14 @@ def adapt(
         from hftransfer.adaptation import AdaptationSettings
         from hftransfer.adaptation import adapt as run_both
 
-        settings = AdaptationSettings(texts, texts_column, general, replay_share, adapt_epochs, adapt_steps, adapt_rate)
+        settings = AdaptationSettings(
+            texts,
+            texts_column,
+            general,
+            general_column,
+            replay_share=replay_share,
+            epochs=adapt_epochs,
+            steps=adapt_steps,
+            learning_rate=adapt_rate,
+        )
         run_both(recipe, settings, origins=RecipeConfig.origins)

@@ -16,6 +16,7 @@ def domain(
     deployment: str | None = None,
     reference: str | None = None,
     text: str | None = None,
+    reference_text: str | None = None,
     label: str | None = None,
     run: Path | None = None,
     output: Path | None = None,
@@ -36,6 +37,7 @@ def domain(
         deployment: Texts that it will meet.
         reference: General text, such as news or an encyclopedia.
         text: The text column; that of the run, or "text", when absent. A .txt file has one text a line instead.
+        reference_text: The text column of the general text; that of the others, else "text", when absent.
         label: The label column, to see whether labels are distributed otherwise; with --run that of its classes.
         run: A finished run, whose report and card the verdict goes into.
         output: A page for the verdict; domain.html when neither --run nor --json is given.
@@ -76,7 +78,7 @@ def domain(
     if kept is not None and not kept.folder.joinpath("metrics.json").is_file():
         raise DataError("no finished run (metrics.json is missing)", where=str(kept.folder), fix="name a run's folder")
     _diagnose(
-        checkpoint, paths, text or "text", label, kept, output, json,
+        checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
         max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
@@ -84,14 +86,14 @@ def domain(
 def _diagnose(
     checkpoint: str,
     paths: dict[str, str],
-    text: str,
+    columns: tuple[str, str | None],
     label: str | None,
     run: object,
     output: Path | None,
     as_json: bool,
     **settings: object,
 ) -> None:
-    """Read, compare, and say it in words."""
+    """Read, compare, and say it in words; `columns`: of the texts, and of the general text where it is named."""
     import json
 
     from hftransfer.data.texts import PLAIN_COLUMN, has_column, read_texts
@@ -101,11 +103,14 @@ def _diagnose(
     from hftransfer.run import Run
     from hftransfer.run_files import plain_numbers
 
-    sources = {}
-    for name, path in paths.items():
+    text, of_reference = columns
+    if of_reference is None and "reference" in paths:
         # General text is seldom stored under the name of one's own column.
-        other = name == "reference" and not has_column(path, text)
-        sources[name] = read_texts(path, FLAGS[name], PLAIN_COLUMN if other else text, label)
+        of_reference = text if has_column(paths["reference"], text) else PLAIN_COLUMN
+    sources = {
+        name: read_texts(path, FLAGS[name], text if name != "reference" else str(of_reference), label)
+        for name, path in paths.items()
+    }
     found = diagnose_domain(checkpoint, sources, **settings)  # type: ignore[arg-type]
     verdict = verdict_of(found)
     if isinstance(run, Run):

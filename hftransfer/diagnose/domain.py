@@ -128,7 +128,8 @@ def diagnose_domain(
         trust_remote_code: As in the recipe.
 
     Raises:
-        DataError: If there are fewer than two sources, or one has fewer than 20 texts.
+        DataError: If there are fewer than two sources, or one has fewer than 20
+            different texts.
         CheckpointError: If the checkpoint cannot be read.
     """
     named = {name: sources[name] for name in SOURCES if name in sources}
@@ -136,12 +137,13 @@ def diagnose_domain(
         raise DataError(
             "fewer than two sources of texts", where="diagnose domain", fix=f"give two or all of {', '.join(SOURCES)}"
         )
-    for name, texts in named.items():
-        if len(texts) < LEAST_TEXTS:
+    named = {name: texts.sample(max_texts, seed) for name, texts in named.items()}
+    for texts in named.values():
+        count = len(texts.distinct())
+        if count < LEAST_TEXTS:
             raise DataError(
-                f"{len(texts)} texts are too few to compare", where=texts.where, fix=f"give at least {LEAST_TEXTS}"
+                f"{count} different texts are too few to compare", where=texts.where, fix=f"give at least {LEAST_TEXTS}"
             )
-        named[name] = texts.sample(max_texts, seed)
     backbone = load_model(checkpoint, "AutoModel", config_overrides={}, trust_remote_code=trust_remote_code)
     losses, language = _losses(checkpoint, named, max_length, positions, trust_remote_code)
     pieces = {name: cut_into_pieces(backbone.tokenizer, texts.texts) for name, texts in named.items()}

@@ -128,7 +128,7 @@ def label_shift(first: Sequence[Any], second: Sequence[Any]) -> Shift:
 
     A text with a list of labels counts once for each of them, so that the test is then approximate.
     """
-    if all(isinstance(value, float) and not value.is_integer() for value in [*first[:1], *second[:1]]):
+    if any(isinstance(value, float) and not value.is_integer() for value in [*first, *second]):
         return number_shift(first, second)
     lists = any(isinstance(value, list) for value in [*first, *second])
     counts = [Counter(_names(values)) for values in (first, second)]

@@ -91,8 +91,13 @@ def test_the_figures_are_plain_data_and_repeat(masked: str) -> None:
 def test_too_little_is_refused(masked: str) -> None:
     with pytest.raises(DataError, match="fewer than two sources"):
         diagnose_domain(masked, {"training": texts(1)})
-    with pytest.raises(DataError, match="19 texts are too few"):
+    with pytest.raises(DataError, match="here: 19 different texts are too few"):
         diagnose_domain(masked, {"training": texts(1), "reference": texts(1, count=19)})
+    copies = Texts("there", ["the film", "The  film"] * 40)
+    with pytest.raises(DataError, match="there: 1 different texts are too few"):
+        diagnose_domain(masked, {"training": texts(1), "reference": copies})
+    with pytest.raises(DataError, match="9 different texts are too few"):
+        diagnose_domain(masked, {"training": texts(1), "reference": texts(2)}, max_texts=9)
 
 
 def interval(value: float, error: float = 0.01) -> Interval:
