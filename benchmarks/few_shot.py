@@ -112,9 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
                 }
                 if key_of(record) in done:
                     continue
-                python = arguments.setfit_python if name == "setfit" else sys.executable
-                worker = workers.setdefault(name, None) or workers.setdefault(name, Worker(name, python))
-                workers[name] = worker
+                if name not in workers:
+                    python = arguments.setfit_python if name == "setfit" else sys.executable
+                    workers[name] = Worker(name, python)
                 with tempfile.TemporaryDirectory() as folder:
                     task = {
                         "checkpoint": arguments.checkpoint,
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
                         "max_length": arguments.max_length,
                         "settings": settings[name],
                     }
-                    record |= {**worker.train(task), "versions": worker.versions}
+                    record |= {**workers[name].train(task), "versions": workers[name].versions}
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
     finally:
