@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,10 @@ from benchmarks.stats import Spread, interleaved
 from hftransfer.report.statistics import over_seeds
 
 NAMES = ("ours", "setfit")
+NONE = "-"
+Runs: TypeAlias = dict[int, Mapping[str, Any]]
+"""The records of one contestant by draw."""
+
 SETFIT = {"num_iterations": 20, "batch_size": 16, "num_epochs": 1}
 """The paper's number of pairs. Without it the package makes all there are: 8 times as many of 64 examples each of 6
 classes."""
@@ -112,9 +118,9 @@ def run(arguments: argparse.Namespace) -> None:
                 }
                 if key_of(record) in done:
                     continue
-                python = arguments.setfit_python if name == "setfit" else sys.executable
-                worker = workers.setdefault(name, None) or workers.setdefault(name, Worker(name, python))
-                workers[name] = worker
+                if name not in workers:
+                    python = arguments.setfit_python if name == "setfit" else sys.executable
+                    workers[name] = Worker(name, python)
                 with tempfile.TemporaryDirectory() as folder:
                     task = {
                         "checkpoint": arguments.checkpoint,
@@ -124,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
                         "max_length": arguments.max_length,
                         "settings": settings[name],
                     }
-                    record |= {**worker.train(task), "versions": worker.versions}
+                    record |= {**workers[name].train(task), "versions": workers[name].versions}
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
     finally:
@@ -144,38 +150,58 @@ def key_of(record: Mapping[str, Any]) -> str:
 
 
 def rows_of(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row of the table for each data set and number of examples: draws that both have run."""
-    cells: dict[tuple[str, str, int], dict[str, dict[int, Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    """A row of the table for each data set, number of examples and settings: of both, the draws that both have run."""
+    cells: dict[tuple[str, str, int], dict[tuple[str, str], Runs]] = defaultdict(lambda: defaultdict(dict))
     for one in records:
-        cells[one["checkpoint"], one["data_set"], one["shots"]][one["contestant"]][one["draw"]] = one
+        name = one["contestant"], json.dumps(one["settings"], sort_keys=True)
+        cells[one["checkpoint"], one["data_set"], one["shots"]][name][one["draw"]] = one
     rows = []
     for (checkpoint, data_set, shots), found in sorted(cells.items()):
-        draws = sorted(found["ours"].keys() & found["setfit"].keys())
-        if not draws:
-            continue
-        scores = {
-            name: np.asarray([100 * found[name][draw]["correct"] / found[name][draw]["total"] for draw in draws])
-            for name in NAMES
-        }
-        gain = over_seeds((scores["ours"] - scores["setfit"]).tolist())
-        bounds = f" ({gain.low:+.1f} to {gain.high:+.1f})" if len(draws) > 1 else ""
-        row = [checkpoint, data_set, str(shots), str(len(draws))]
-        row += [f"{scores[name].mean():.1f}" for name in NAMES]
-        row += [f"{gain.value:+.1f}{bounds}"]
-        row += [f"{np.median([found[name][draw]['training'] for draw in draws]):.0f} s" for name in NAMES]
-        for kind in ("training", "whole"):
-            ratio = Spread.of([found["setfit"][draw][kind] / found["ours"][draw][kind] for draw in draws])
-            row.append(f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})")
-        rows.append(row)
+        own, peers = ([key for key in sorted(found) if key[0] == name] for name in NAMES)
+        for mine, theirs in itertools.product(own, peers or [("", "")]):
+            start = [checkpoint, data_set, str(shots), _settings(mine[1])]
+            rows.append([*start, *_compared(found[mine], found.get(theirs, {}))])
     return rows
+
+
+def _settings(written: str) -> str:
+    return "defaults" if written == "{}" else f"`{written}`"
+
+
+def _compared(ours: Runs, theirs: Runs) -> list[str]:
+    """Draws, scores, difference, seconds and ratios, of the draws that both have run; or of ours alone."""
+    draws = sorted(ours.keys() & theirs.keys()) if theirs else sorted(ours)
+    if not draws:
+        return ["0", *[NONE] * 8]
+    scores = [[100 * runs[draw]["correct"] / runs[draw]["total"] for draw in draws] for runs in (ours, theirs) if runs]
+    seconds = [np.median([runs[draw]["training"] for draw in draws]) for runs in (ours, theirs) if runs]
+    cells = [str(len(draws)), *_padded(f"{np.mean(part):.1f}" for part in scores)]
+    if not theirs:
+        return [*cells, NONE, *_padded(f"{part:.0f} s" for part in seconds), *[NONE] * 3]
+    gain = over_seeds(np.subtract(*scores).tolist())
+    bounds = f" ({gain.low:+.1f} to {gain.high:+.1f})" if len(draws) > 1 else ""
+    cells += [f"{gain.value:+.1f}{bounds}", *(f"{part:.0f} s" for part in seconds)]
+    for kind in ("training", "processor", "whole"):
+        ratio = Spread.of([theirs[draw][kind] / ours[draw][kind] for draw in draws])
+        cells.append(f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})")
+    return cells
+
+
+def _padded(cells: Iterable[str]) -> list[str]:
+    """Two cells, of which the second may be missing."""
+    return [*cells, NONE][:2]
 
 
 def table(arguments: argparse.Namespace) -> None:
     """Print a Markdown table."""
-    names = ("checkpoint", "data", "per class", "draws", "`contrastive`", "setfit", "difference (95 %)")
-    names += ("training", "setfit's", "setfit / ours", "with loading, checks, test data")
+    records = read(Path(arguments.out))
+    threads = ", ".join(sorted({str(one["threads"]) for one in records}))
+    used = sorted({f"{one['contestant']} {one['precision']}" for one in records})
+    print(f"Machine: {platform.machine()}, {os.cpu_count()} cores, {threads} thread(s) for each; {', '.join(used)}.\n")
+    names = ("checkpoint", "data", "per class", "settings", "draws", "`contrastive`", "setfit", "difference (95 %)")
+    names += ("training", "setfit's", "setfit / ours", "in processor time", "with loading, checks, test data")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
-    for row in rows_of(read(Path(arguments.out))):
+    for row in rows_of(records):
         print(f"| {' | '.join(row)} |")
 
 

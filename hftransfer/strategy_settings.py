@@ -89,7 +89,7 @@ class Contrastive(StrategySection):
 
     type: Literal["contrastive"] = Field("contrastive", description="Name of the strategy.")
     pairs: PositiveInt = Field(
-        20, description="Pairs with its own class, and as many with others, drawn for each example in an epoch."
+        10, description="Pairs with its own class, and as many with others, drawn for each example in an epoch."
     )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
 
 TEMPERATURE = 0.1
-"""What cosines are divided by. Measured with benchmarks/few_shot.py (docs/contrastive.md)."""
+"""What cosines are divided by: that of the paper's experiments."""
 
 # Separate streams of random numbers for one seed.
 _ORDER, _POSITIVES, _NEGATIVES = 11, 12, 13

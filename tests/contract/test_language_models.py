@@ -56,6 +56,8 @@ def load(task: str, family: str, language_models: Path) -> tuple[Task, LoadedMod
 
 def is_refused(strategy: str, family: str, loaded: LoadedModel) -> bool:
     headless = not loaded.anatomy.head_parameters
+    if strategy == "contrastive":
+        return True
     return (strategy == "bitfit" and family in NO_BIASES) or (headless and strategy in ("feature_extraction", "lp_ft"))
 
 

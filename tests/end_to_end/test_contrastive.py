@@ -40,9 +40,7 @@ def test_plain_transformers_gives_what_was_scored(
     expected = outcomes.load(run.folder)["test"].arrays["logits"]
     np.testing.assert_allclose(np.stack(found), expected, atol=1e-3, rtol=1e-3)
     assert [record["stage"] for record in run.log if "loss" in record] == ["pairs", "head"]
-    columns_of = {"text": "text", "text_pair": "other"} if paired else {"text": "text"}
-    frame = [{name: row[name] for name in columns_of.values()} for row in rows]
-    names = [record["prediction"] for record in predict(run, frame if paired else [row["text"] for row in rows])]
+    names = [record["prediction"] for record in predict(run, data=rows, text_pair=columns.get("text_pair"))]
     assert names == [model.config.id2label[int(row.argmax())] for row in np.stack(found)]
 
 

@@ -34,8 +34,9 @@ def test_a_draw_has_so_many_of_each_class_and_no_test_text(source: Path, tmp_pat
 
 
 def record(contestant: str, draw: int, correct: int, training: float) -> dict[str, object]:
-    numbers = {"correct": correct, "total": 100, "training": training, "whole": training + 1}
-    return {"contestant": contestant, "data_set": "d", "shots": 8, "draw": draw, "checkpoint": "c", **numbers}
+    numbers = {"correct": correct, "total": 100, "training": training, "processor": training, "whole": training + 1}
+    same = {"data_set": "d", "shots": 8, "checkpoint": "c", "settings": {}}
+    return {"contestant": contestant, "draw": draw, **same, **numbers}
 
 
 def test_the_table_compares_the_same_draws_alone() -> None:
@@ -46,11 +47,20 @@ def test_the_table_compares_the_same_draws_alone() -> None:
     (row,) = few_shot.rows_of(records)
     gains = [2.0, 4.0, 6.0]
     half = stats.t.ppf(0.975, 2) * stats.sem(gains)
-    assert row[:4] == ["c", "d", "8", "3"]
-    assert row[4:7] == ["81.0", "77.0", f"+4.0 ({4 - half:+.1f} to {4 + half:+.1f})"]
-    assert row[7:] == ["2 s", "7 s", "3.5 (3.0 to 4.0)", "2.7 (2.3 to 3.0)"]
+    assert row[:5] == ["c", "d", "8", "defaults", "3"]
+    assert row[5:8] == ["81.0", "77.0", f"+4.0 ({4 - half:+.1f} to {4 + half:+.1f})"]
+    assert row[8:] == ["2 s", "7 s", "3.5 (3.0 to 4.0)", "3.5 (3.0 to 4.0)", "2.7 (2.3 to 3.0)"]
 
 
 def test_one_draw_has_no_interval() -> None:
     (row,) = few_shot.rows_of([record("ours", 0, 80, 2.0), record("setfit", 0, 78, 6.0)])
-    assert row[6] == "+2.0"
+    assert row[7] == "+2.0"
+
+
+def test_other_settings_have_a_row_of_their_own() -> None:
+    other = {**record("ours", 0, 70, 1.0), "settings": {"seed": 1}}
+    rows = few_shot.rows_of([record("ours", 0, 80, 2.0), record("ours", 1, 82, 4.0), other])
+    assert rows == [
+        ["c", "d", "8", '`{"seed": 1}`', "1", "70.0", "-", "-", "1 s", *"----"],
+        ["c", "d", "8", "defaults", "2", "81.0", "-", "-", "3 s", *"----"],
+    ]
