@@ -133,11 +133,13 @@ def key_of(cell: Cell, checkpoint: str, seed: int) -> dict[str, Any]:
 
 
 def add_line(path: Path, values: dict[str, Any]) -> None:
-    """Add one result, on a line of its own even after one that was cut off."""
+    """Add one result, in place of a last line that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    kept = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not kept.endswith("\n"):
+        path.write_text(kept[: kept.rfind("\n") + 1], encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut else "") + json.dumps(values) + "\n")
+        file.write(json.dumps(values) + "\n")
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int, dict[str, Any]]]:

@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
 KEY = ("data_set", "examples", "checkpoint", "seed")
 EPOCHS = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
-FIGURES = 3
+FIGURES, LINE_LENGTH = 3, 120
 
 Key: TypeAlias = tuple[str, int, str, int]
 
@@ -69,15 +69,11 @@ def collect(folder: Path) -> list[Trained]:
     return found
 
 
-def weights_of(found: Iterable[Trained]) -> dict[str, np.ndarray]:
+def weights_of(found: Sequence[Trained]) -> dict[str, rules.Vector]:
     """Kind -> weights."""
-    by_kind: dict[str, list[Trained]] = defaultdict(list)
-    for one in found:
-        by_kind[one.candidate.kind].append(one)
-    return {
-        kind: rules.fit([one.situation for one in group], [one.score for one in group])
-        for kind, group in by_kind.items()
-    }
+    return rules.fit(
+        [one.situation for one in found], [one.candidate.kind for one in found], [one.score for one in found]
+    )
 
 
 def without(found: Sequence[Trained], data_set: str) -> list[Trained]:
@@ -134,10 +130,13 @@ def source_of(knowledge: Knowledge, found: Sequence[Trained]) -> str:
     ]
     for kind, weights in sorted(knowledge.kinds.items()):
         lines.append(f'        "{kind}": Weights({weights.weights}, {weights.deviation}, {weights.trainings}),')
-    words = knowledge.source.split("; ")
-    lines += ["    },", f"    sizes={knowledge.sizes},", "    source=("]
-    lines += [f'        "{part}{"; " if number < len(words) - 1 else ""}"' for number, part in enumerate(words)]
-    return "\n".join([*lines, "    ),", ")", ""])
+    lines += ["    },", f"    sizes={knowledge.sizes},"]
+    whole = f'    source="{knowledge.source}",'
+    if len(whole) <= LINE_LENGTH:
+        return "\n".join([*lines, whole, ")", ""])
+    *words, last = knowledge.source.split("; ")
+    lines += ["    source=(", *(f'        "{part}; "' for part in words), f'        "{last}"', "    ),"]
+    return "\n".join([*lines, ")", ""])
 
 
 Policy: TypeAlias = Callable[[Sequence[Trained], Knowledge], Trained | None]
@@ -297,20 +296,21 @@ def document(found: Sequence[Trained]) -> str:
     parts = [
         "# The advisor's regret",
         "",
-        "Made by `python -m benchmarks.regret table`; do not edit. Regret is the score (accuracy, in points) of the best candidate in hindsight less "
-        "that of the one that was chosen, on the same test rows and seed. The best in hindsight is chosen by the test score itself, so even a perfect "
-        "advisor has some regret.",
+        "Made by `python -m benchmarks.regret table`; do not edit. Regret is the accuracy, in points, of the best "
+        "candidate in hindsight less that of the one that was chosen, on the same test rows and seed. The best is "
+        "chosen by the test score itself, so even a perfect advisor has some regret.",
         "",
         f"{len(by_cell(everything))} cells (data set, examples, checkpoint), {len(everything)} cells and seeds (seeds "
-        f"{', '.join(map(str, seeds))}), {len(whole)} trainings. The advisor's rules are fitted anew for each data set, on "
-        "the others alone. Up to 500 test rows a cell: the standard error of one score is about 2 points, and with few seeds single cells say little. "
-        "The intervals draw data sets anew, since cells of one data set hang together.",
+        f"{', '.join(map(str, seeds))}), {len(whole)} trainings. The advisor's rules are fitted anew for each data "
+        "set, on the others alone. Up to 500 test rows a cell: the standard error of a score is about 2 points, and with "
+        "few seeds single cells say little. The intervals draw data sets anew, since cells of one data set hang together.",
         "",
         "## All candidates, longer schedules among them",
         "",
         *summary(everything, list(POLICIES)),
         "",
-        "The rivals of the lower three rows take the longer schedule wherever there is one: what is left is the choice of strategy.",
+        "The rivals of the lower three rows take the longer schedule wherever there is one: what is left is the choice "
+        "of strategy.",
         "",
         "## Usual schedules alone",
         "",
@@ -330,8 +330,8 @@ def document(found: Sequence[Trained]) -> str:
         "",
         *score_tables(found),
         "",
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread, other work beside it. Commands, in this order; "
-        "all of them go on where they stopped:",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread, with other work beside it. Commands, in "
+        "this order; all of them go on where they stopped:",
         "",
         "```bash",
         *commands(everything),

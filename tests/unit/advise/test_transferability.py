@@ -1,4 +1,4 @@
-"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where it is installed, transformer-ranker."""
+"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where installed, transformer-ranker."""
 
 from __future__ import annotations
 
