@@ -302,8 +302,9 @@ def document(found: Sequence[Trained]) -> str:
         "",
         f"{len(by_cell(everything))} cells (data set, examples, checkpoint), {len(everything)} cells and seeds (seeds "
         f"{', '.join(map(str, seeds))}), {len(whole)} trainings. The advisor's rules are fitted anew for each data "
-        "set, on the others alone. Up to 500 test rows a cell: the standard error of a score is about 2 points, and with "
-        "few seeds single cells say little. The intervals draw data sets anew, since cells of one data set hang together.",
+        "set, on the others alone. Up to 500 test rows a cell: the standard error of a score is about 2 points, and "
+        "with few seeds single cells say little. The intervals draw data sets anew, since the cells of one hang "
+        "together.",
         "",
         "## All candidates, longer schedules among them",
         "",
