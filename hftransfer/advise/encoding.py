@@ -92,7 +92,7 @@ def encode_layers(
     taps = layer_taps(model, pooling)
     width = int(transformers_model(model).config.hidden_size)
     store = StateStore(max_bytes=cache.max_bytes)
-    space = store.space(_key(model, taps, width, accelerator)) if cache.enabled != "off" else None
+    space = store.space(_key(model, taps, width, accelerator)) if not cache.is_off else None
     hashes_N2 = hash_rows(features.columns, features.offsets_N1)[rows]
     found = States(space.shards() if space else [], hashes_N2, width)
     missing = np.flatnonzero(~found.found_N)

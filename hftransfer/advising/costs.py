@@ -67,7 +67,7 @@ def _setting(prepared: Prepared, epochs: float, batch: int, precision: str) -> S
         devices=prepared.accelerator.num_processes,
         activation_bytes=number_bytes,
         recompute=recipe.optim.gradient_checkpointing,
-        cached=recipe.cache.enabled == "auto" and not prepared.task.random_inputs and not recipe.optim.torch_compile,
+        cached=not recipe.cache.is_off and not prepared.task.random_inputs and not recipe.optim.torch_compile,
         cache_bytes=number_bytes,
         cache_per_token=not prepared.loaded.anatomy.model_class.endswith("ForSequenceClassification"),
     )
