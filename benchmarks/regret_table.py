@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
 KEY = ("data_set", "examples", "checkpoint", "seed")
 EPOCHS = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
-FIGURES = 3
+FIGURES, LINE_LENGTH = 3, 120
 
 Key: TypeAlias = tuple[str, int, str, int]
 
@@ -67,15 +67,11 @@ def collect(folder: Path) -> list[Trained]:
     return found
 
 
-def weights_of(found: Iterable[Trained]) -> dict[str, np.ndarray]:
+def weights_of(found: Sequence[Trained]) -> dict[str, rules.Vector]:
     """Kind -> weights."""
-    by_kind: dict[str, list[Trained]] = defaultdict(list)
-    for one in found:
-        by_kind[one.candidate.kind].append(one)
-    return {
-        kind: rules.fit([one.situation for one in group], [one.score for one in group])
-        for kind, group in by_kind.items()
-    }
+    return rules.fit(
+        [one.situation for one in found], [one.candidate.kind for one in found], [one.score for one in found]
+    )
 
 
 def without(found: Sequence[Trained], data_set: str) -> list[Trained]:
@@ -132,10 +128,13 @@ def source_of(knowledge: Knowledge, found: Sequence[Trained]) -> str:
     ]
     for kind, weights in sorted(knowledge.kinds.items()):
         lines.append(f'        "{kind}": Weights({weights.weights}, {weights.deviation}, {weights.trainings}),')
-    words = knowledge.source.split("; ")
-    lines += ["    },", f"    sizes={knowledge.sizes},", "    source=("]
-    lines += [f'        "{part}{"; " if number < len(words) - 1 else ""}"' for number, part in enumerate(words)]
-    return "\n".join([*lines, "    ),", ")", ""])
+    lines += ["    },", f"    sizes={knowledge.sizes},"]
+    whole = f'    source="{knowledge.source}",'
+    if len(whole) <= LINE_LENGTH:
+        return "\n".join([*lines, whole, ")", ""])
+    *words, last = knowledge.source.split("; ")
+    lines += ["    source=(", *(f'        "{part}; "' for part in words), f'        "{last}"', "    ),"]
+    return "\n".join([*lines, ")", ""])
 
 
 Policy: TypeAlias = Callable[[Sequence[Trained], Knowledge], Trained | None]
@@ -285,3 +284,106 @@ def _interval(of_cells: Mapping[tuple[str, int, str], float]) -> tuple[float, fl
 
 def _points(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def document(found: Sequence[Trained]) -> str:
+    """The page with all regrets."""
+    everything, usual = regrets(found), regrets(found, usual_only=True)
+    whole = [one for group in complete(found).values() for one in group]
+    seeds = sorted({key[3] for key in everything})
+    parts = [
+        "# The advisor's regret",
+        "",
+        "Made by `python -m benchmarks.regret table`; do not edit. Regret is the accuracy, in points, of the best "
+        "candidate in hindsight less that of the one that was chosen, on the same test rows and seed. The best is "
+        "chosen by the test score itself, so even a perfect advisor has some regret.",
+        "",
+        f"{len(by_cell(everything))} cells (data set, examples, checkpoint), {len(everything)} cells and seeds (seeds "
+        f"{', '.join(map(str, seeds))}), {len(whole)} trainings. The advisor's rules are fitted anew for each data "
+        "set, on the others alone. Up to 500 test rows a cell: the standard error of a score is about 2 points, and "
+        "with few seeds single cells say little. The intervals draw data sets anew, since the cells of one hang "
+        "together.",
+        "",
+        "## All candidates, longer schedules among them",
+        "",
+        *summary(everything, list(POLICIES)),
+        "",
+        "The rivals of the lower three rows take the longer schedule wherever there is one: what is left is the choice "
+        "of strategy.",
+        "",
+        "## Usual schedules alone",
+        "",
+        "The same trainings without the longer schedules, for the advisor and for the best in hindsight alike.",
+        "",
+        *summary(usual, ["advisor", *RIVALS[:3]]),
+        "",
+        "## Cells",
+        "",
+        "Mean regret over seeds, lowest to highest in brackets where there are several.",
+        "",
+        *cell_table(everything),
+        "",
+        "## What each strategy reaches",
+        "",
+        "Mean test accuracy over seeds.",
+        "",
+        *score_tables(found),
+        "",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread, with other work beside it. Commands, in "
+        "this order; all of them go on where they stopped:",
+        "",
+        "```bash",
+        *commands(everything),
+        "python -m benchmarks.regret table",
+        "```",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def cell_table(found: Mapping[Key, Mapping[str, float]]) -> list[str]:
+    """A row per cell."""
+    names = ["advisor", *RIVALS[:3]]
+    lines = [f"| data | examples | checkpoint | seeds | {' | '.join(names)} |", f"|{'---|' * (4 + len(names))}"]
+    for (data_set, examples, checkpoint), values in sorted(by_cell(found).items(), key=lambda item: item[0][2::-1]):
+        shown = []
+        for name in names:
+            own = values[name]
+            spread = f" ({_points(min(own))} to {_points(max(own))})" if len(own) > 1 else ""
+            shown.append(f"{_points(statistics.mean(own))}{spread}")
+        lines.append(f"| {data_set} | {examples:,} | {checkpoint} | {len(own)} | {' | '.join(shown)} |")
+    return lines
+
+
+def score_tables(found: Sequence[Trained]) -> list[str]:
+    """A row per candidate and a column per cell, for every checkpoint and number of examples."""
+    cells: dict[tuple[str, int], dict[str, dict[str, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for group in complete(found).values():
+        for one in group:
+            data_set, examples, checkpoint, _ = one.key
+            cells[checkpoint, examples][one.candidate.name][data_set].append(one.score)
+    lines = []
+    for (checkpoint, examples), by_name in sorted(cells.items()):
+        data_sets = sorted({data_set for scores in by_name.values() for data_set in scores})
+        lines += [
+            f"| {checkpoint}, {examples:,} examples | {' | '.join(data_sets)} |",
+            f"|{'---|' * (1 + len(data_sets))}",
+        ]
+        for name, scores in by_name.items():
+            lines.append(f"| {name} | {' | '.join(_points(statistics.mean(scores[one])) for one in data_sets)} |")
+        lines.append("")
+    return lines[:-1]
+
+
+def commands(found: Mapping[Key, Mapping[str, float]]) -> list[str]:
+    """What trains and measures all these cells."""
+    lines = []
+    for checkpoint in sorted({key[2] for key in found}):
+        cells = sorted({(key[1], key[0]) for key in found if key[2] == checkpoint})
+        seeds = sorted({key[3] for key in found if key[2] == checkpoint})
+        named = " ".join(f"{data_set}:{examples}" for examples, data_set in cells)
+        options = f"--checkpoint {checkpoint.upper().replace('-', '_')} --data DATA --seeds {' '.join(map(str, seeds))}"
+        lines += [f"python -m benchmarks.regret {verb} {named} {options}" for verb in ("run", "measure")]
+    return lines

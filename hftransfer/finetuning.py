@@ -218,13 +218,7 @@ def choose_strategy(
         decision = auto.earlier_decision(Run(recipe.output_dir or "").recipe)
     else:
         prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
-        shared = [None if not prepared.accelerator.is_main_process else auto.decide(advising.advise(prepared, given))]
-        if prepared.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(shared)
-        assert shared[0] is not None
-        decision = shared[0]
+        decision = auto.agree(prepared.accelerator, lambda: auto.decide(advising.advise(prepared, given)))
     return (*auto.decided(recipe, given, decision), decision.verdicts)
 
 

@@ -238,7 +238,9 @@ def score_of(outputs_NC: NDArray[Any], targets_NC: NDArray[Any], problem: Proble
     if problem == "regression":
         value = regression_metrics(targets_NC[:, 0], outputs_NC[:, 0])["spearman"]
         return 0.0 if math.isnan(value) else value
-    chosen_NC = outputs_NC >= tune_thresholds(targets_NC, outputs_NC)
+    # Least squares leaves the range of a probability.
+    shares_NC = np.clip(outputs_NC, 0.0, 1.0)
+    chosen_NC = shares_NC >= tune_thresholds(targets_NC, shares_NC)
     hits_C = (chosen_NC & (targets_NC > 0.5)).sum(0)
     return float(np.mean(2 * hits_C / np.maximum(chosen_NC.sum(0) + targets_NC.sum(0), 1)))
 

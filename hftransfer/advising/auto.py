@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hftransfer.advising import Advice
 from hftransfer.advising.words import verdict_of
-from hftransfer.errors import RecipeError
+from hftransfer.errors import RecipeError, UserError
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import make_strategy
 from hftransfer.verdicts import Verdict
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 EPOCHS_AND_BATCH = ("num_train_epochs", "per_device_train_batch_size")
 
 
-class Decision(NamedTuple):
+@dataclass(frozen=True)
+class Decision:
     """What was decided, in a form that goes to other processes.
 
     Attributes:
@@ -44,6 +49,32 @@ def decide(advice: Advice) -> Decision:
     candidate = advice.chosen.candidate
     reason = f"advisor: {advice.chosen.prediction.score:.3f} predicted"
     return Decision(dict(candidate.strategy), dict(candidate.optim), reason, (verdict_of(advice),))
+
+
+def agree(accelerator: Accelerator, decide_here: Callable[[], Decision]) -> Decision:
+    """Decide on the main process, and let all others know, an error included.
+
+    Args:
+        accelerator: The processes.
+        decide_here: Makes the decision.
+
+    Raises:
+        UserError: On all processes what was raised on the main one.
+    """
+    shared: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            shared = [decide_here()]
+        except UserError as error:
+            shared = [(type(error), error.what, error.where, error.fix)]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(shared)
+    if isinstance(shared[0], Decision):
+        return shared[0]
+    kind, what, where, fix = shared[0]
+    raise kind(what, where=where, fix=fix)
 
 
 def earlier_decision(earlier: Recipe) -> Decision:

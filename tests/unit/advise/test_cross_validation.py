@@ -51,7 +51,7 @@ def test_layers_are_told_apart():
 
 
 def test_the_curve_rises_with_the_data():
-    features_ND, labels_N, _ = classes(400, 30, apart=0.7)
+    features_ND, labels_N, _ = classes(400, 30, apart=0.3)
     reading = read_layers({0: features_ND}, labels_N, "single_label", 3)
     counts, scores = zip(*reading.curve, strict=True)
     assert list(counts) == sorted(counts)

@@ -28,7 +28,7 @@ def encoded(family, pooling, **cache):
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2"])
 def test_layers_are_the_means_of_the_hidden_states(family):
-    found, model, task, features = encoded(family, "mean", enabled="off")
+    found, model, task, features = encoded(family, "mean", max_bytes=0)
     assert list(found.layers) == list(range(NUM_BLOCKS + 1))
     for row in (0, 5):
         inputs = model_inputs(task.collate(features, np.asarray([row])))
@@ -40,7 +40,7 @@ def test_layers_are_the_means_of_the_hidden_states(family):
 
 
 def test_a_head_that_reads_one_token_is_given_that_token():
-    found, model, task, features = encoded("gpt2", None, enabled="off")
+    found, model, task, features = encoded("gpt2", None, max_bytes=0)
     inputs = model_inputs(task.collate(features, np.asarray([1])))
     with torch.no_grad():
         last = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1].numpy()

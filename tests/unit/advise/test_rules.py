@@ -29,18 +29,25 @@ def known(**constants):
     return Knowledge(weights, (45, 1800), "")
 
 
-def test_weights_are_ridge_regression_on_logits():
+def test_weights_are_one_ridge_regression_of_common_and_own_features():
     generator = np.random.default_rng(0)
     seen = [
         situation(int(generator.integers(30, 3000)), 0.3, *generator.uniform(0.4, 0.9, 2), generator.uniform(0, 0.1))
         for _ in range(40)
     ]
+    kinds = ["lora", "lp_ft"] * 20
     scores = generator.uniform(0.3, 0.95, 40)
-    found = rules.fit(seen, list(scores))
-    design = np.stack([one.features() for one in seen])
+    found = rules.fit(seen, kinds, list(scores))
+    features = np.stack([one.features() for one in seen])
+    own = [features * (np.asarray(kinds) == kind)[:, None] for kind in ("lora", "lp_ft")]
+    slopes = [rules.CONSTANT_PENALTY] + [rules.COMMON_PENALTY] * 4
+    own_slopes = [rules.CONSTANT_PENALTY] + [rules.OWN_PENALTY] * 4
+    scale = np.sqrt([*slopes, *own_slopes, *own_slopes])
     target = [rules.logit(score) - rules.logit(one.head) for one, score in zip(seen, scores, strict=True)]
-    oracle = Ridge(alpha=rules.PENALTY).fit(design[:, 1:], target)
-    np.testing.assert_allclose(found, [oracle.intercept_, *oracle.coef_], atol=1e-3)
+    oracle = Ridge(alpha=1.0, fit_intercept=False).fit(np.concatenate([features, *own], axis=1) / scale, target)
+    common, lora, lp_ft = (oracle.coef_ / scale).reshape(3, 5)
+    np.testing.assert_allclose(found["lora"], common + lora)
+    np.testing.assert_allclose(found["lp_ft"], common + lp_ft)
 
 
 def test_a_prediction_moves_the_heads_score_by_its_weights():

@@ -1,4 +1,4 @@
-"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where it is installed, transformer-ranker."""
+"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where installed, transformer-ranker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_logme_is_the_highest_evidence(rows, width):
         -minimize(lambda logs, y=target_N: -evidence(logs, y), np.zeros(2), method="Nelder-Mead").fun
         for target_N in targets_NC.T
     ]
-    assert logme(features_ND, targets_NC) == pytest.approx(np.mean(best), abs=2e-4)
+    assert logme(features_ND, targets_NC) == pytest.approx(np.mean(best), abs=1e-3)
 
 
 def test_shrinkage_is_that_of_ledoit_and_wolf():

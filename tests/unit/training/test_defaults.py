@@ -12,7 +12,11 @@ from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, res
 
 # A section may serve several strategies.
 TYPES = [
-    name for part in get_args(get_args(StrategySettings)[0]) for name in get_args(part.model_fields["type"].annotation)
+    name
+    for part in get_args(get_args(StrategySettings)[0])
+    for name in get_args(part.model_fields["type"].annotation)
+    # Replaced by another before defaults are filled in.
+    if name != "auto"
 ]
 
 

@@ -1,0 +1,76 @@
+"""`--strategy.type auto`, from the recipe to the folder: the advisor's choice is what is trained and written down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from hftransfer import Recipe, finetune
+from hftransfer.errors import RecipeError
+from hftransfer.verdicts import read_verdicts
+from tests.tiny_models import WORDS
+from tests.tiny_runs import TASKS
+
+ROWS = [
+    {"text": f"{'good' if at % 2 else 'bad'} {WORDS[at]} {WORDS[at * 3 % 80]}", "label": ("no", "yes")[at % 2]}
+    for at in range(40)
+]
+
+
+def auto(checkpoint, folder, **more):
+    values = {"optim": {"max_steps": 2}, **more}
+    return Recipe(checkpoint=str(checkpoint), strategy="auto", output_dir=str(folder), **values)
+
+
+def test_the_choice_is_trained_and_kept(checkpoints, tmp_path, capsys):
+    run = finetune(auto(checkpoints / "bert", tmp_path / "run"), train=ROWS, test=ROWS[:8])
+    (advice,) = read_verdicts(run.folder)
+    assert advice.key == "advice"
+    text = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
+    chosen = yaml.safe_load(text)["strategy"]["type"]
+    assert chosen != "auto"
+    assert advice.words[0].startswith(f"Recommended: {chosen}")
+    assert text.startswith(f"# {advice.title}: Recommended: {chosen}")
+    assert run.recipe.strategy.type == chosen
+    assert run.recipe.optim.max_steps == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"strategy.type │ {chosen} │ advisor:" in out
+    assert advice.title in run.report_file.read_text(encoding="utf-8")
+    assert advice.title in (run.model_folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_same_data_get_the_same_advice_and_a_run_that_goes_on_keeps_its_strategy(checkpoints, tmp_path):
+    optim = {"max_steps": 4, "num_train_epochs": 1}
+    first = finetune(auto(checkpoints / "bert", tmp_path / "run", optim=optim, checkpoint_every=2), train=ROWS)
+    path = first.folder / "recipe.yaml"
+    again = finetune(auto(checkpoints / "bert", tmp_path / "other", optim=optim), train=ROWS)
+    assert again.recipe.strategy == first.recipe.strategy
+    before = path.read_text(encoding="utf-8")
+    resumed = finetune(
+        auto(checkpoints / "bert", tmp_path / "run", optim=optim, checkpoint_every=2, resume="auto"), train=ROWS
+    )
+    assert resumed.recipe.strategy == first.recipe.strategy
+    assert yaml.safe_load(before)["strategy"] == yaml.safe_load(path.read_text(encoding="utf-8"))["strategy"]
+    assert [verdict.key for verdict in read_verdicts(resumed.folder)] == ["advice"]
+
+
+def test_several_seeds_share_one_advice(checkpoints, tmp_path):
+    run = finetune(auto(checkpoints / "bert", tmp_path / "run", seeds=2), train=ROWS)
+    assert [verdict.key for verdict in read_verdicts(run.folder)] == ["advice"]
+    assert len(json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))["seeds"]["values"]) == 2
+
+
+def test_other_tasks_are_refused_before_anything_is_written(checkpoints, tmp_path):
+    recipe = auto(checkpoints / "bert", tmp_path / "run", task={"type": "token_classification"})
+    with pytest.raises(RecipeError, match="text_classification alone"):
+        finetune(recipe, train=TASKS["token_classification"][2])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_be_measured_are_refused(checkpoints, tmp_path):
+    with pytest.raises(Exception, match="too few") as caught:
+        finetune(auto(checkpoints / "bert", tmp_path / "run"), train=ROWS[:6], validation=ROWS[6:])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
