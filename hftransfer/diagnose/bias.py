@@ -158,7 +158,7 @@ def _of_data(subject: Subject, decided: Mapping[str, tuple[Decisions, NDArray[An
     found: dict[str, Any] = {}
     found["words"] = associations(train.texts, train.labels_N, subject.names, ALPHA / 2)
     found["shortcuts"], found["reference"] = shortcuts(train.columns, train.labels_N, count, seed=subject.seed)
-    if scored in decided:
+    if scored is not None and scored in decided:
         labels_N = subject.splits[scored].labels_N
         found["full"] = bootstrap(recall_statistic(labels_N, decided[scored][1].argmax(-1), count))
     found["leaks"] = [

@@ -26,7 +26,8 @@ SHOWN_NAMES = 5
 
 def verdict_of(subject: Subject, found: Findings) -> Verdict:
     """What was found, as a run keeps it."""
-    alarms, remarks = [], []
+    alarms: list[str] = []
+    remarks: list[str] = []
     for part in (_suite_words, _group_words, _flip_words, _leak_words, _artefact_words, _balance_words):
         loud, quiet = part(subject, found)
         alarms += loud
@@ -69,7 +70,8 @@ def is_warning(shortcut: Shortcut, chance: float) -> bool:
 
 
 def _artefact_words(subject: Subject, found: Findings) -> Words:
-    alarms, remarks = [], []
+    alarms: list[str] = []
+    remarks: list[str] = []
     given_away = [one for one in found.words if one.gives_away]
     if given_away:
         shown = "; ".join(
@@ -108,7 +110,8 @@ def _reference_name(found: Findings) -> str:
 
 
 def _leak_words(subject: Subject, found: Findings) -> Words:
-    alarms, remarks = [], []
+    alarms: list[str] = []
+    remarks: list[str] = []
     for leak in found.leaks:
         total = leak.exact + leak.near
         if not total:
@@ -139,7 +142,8 @@ def _balance_words(subject: Subject, found: Findings) -> Words:
 
 
 def _group_words(subject: Subject, found: Findings) -> Words:
-    alarms, remarks = [], []
+    alarms: list[str] = []
+    remarks: list[str] = []
     for report in found.groups:
         # Holm over few gaps of one column: the smallest p-value times their number, and so on.
         ordered = sorted(report.gaps.items(), key=lambda item: item[1].p_value)
@@ -180,7 +184,8 @@ def _signed(interval: Interval) -> str:
 
 
 def _flip_words(subject: Subject, found: Findings) -> Words:
-    alarms, remarks = [], []
+    alarms: list[str] = []
+    remarks: list[str] = []
     for one in found.flips:
         told = (
             f"Another group of {one.axis.replace('_', ' ')} in the same text changes {one.flips.value:.1%} of the "

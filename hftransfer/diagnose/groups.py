@@ -180,7 +180,8 @@ def rates_of(sums_RS: Floats, num_groups: int, least: int = MIN_EXAMPLES) -> dic
     count, right, positive, flagged, hits, alarms = np.moveaxis(sums_RS.reshape(-1, num_groups, PARTS), 2, 0)
 
     def share(above: Floats, below: Floats) -> Floats:
-        return np.divide(above, below, out=np.full(below.shape, np.nan), where=below >= least)
+        found: Floats = np.divide(above, below, out=np.full(below.shape, np.nan), where=below >= least)
+        return found
 
     return {
         "accuracy": share(right, count),

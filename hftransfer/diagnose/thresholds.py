@@ -92,9 +92,10 @@ def thresholds_per_group(
     flagged_M = optimizer.predict(tested.scores_N[:, None], sensitive_features=theirs, random_state=seed) > 0
     after = replace(tested, flagged_N=np.asarray(flagged_M))
     codes_M = np.unique(np.asarray(theirs, dtype=object), return_inverse=True)[1]
-    gaps = [_gap(codes_M, decisions) for decisions in (tested, after)]
+    before_gap, after_gap = _gap(codes_M, tested), _gap(codes_M, after)
     before_M, after_M = (decisions.flagged_N == decisions.positive_N for decisions in (tested, after))
-    return Thresholds(column, *gaps, compare([_accuracy(after_M)], [_accuracy(before_M)], seed=seed), len(usable))
+    cost = compare([_accuracy(after_M)], [_accuracy(before_M)], seed=seed)
+    return Thresholds(column, before_gap, after_gap, cost, len(usable))
 
 
 class Scores:
