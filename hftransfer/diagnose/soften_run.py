@@ -12,6 +12,7 @@ import numpy as np
 
 from hftransfer.diagnose.backbones import Subject, read_labelled, read_texts
 from hftransfer.diagnose.softening import Examined, Point, choose, curve, refined
+from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import DataError
 from hftransfer.models.source import split_revision
 from hftransfer.recipe import Recipe
@@ -64,8 +65,9 @@ def soften(
             fix="name labelled files with --reference_tasks",
         )
     examined = Examined.load(folder, recipe, subject.old)
-    points = curve(examined, subject, texts, tasks)
-    points += curve(examined, subject, texts, tasks, refined(points, retain))
+    watch = Watch(subject, texts, tasks)
+    points = curve(examined, watch)
+    points += curve(examined, watch, refined(points, retain))
     points.sort(key=lambda point: point.share)
     chosen = choose(points, retain, examined.metric)
     examined.softened.put(chosen.share)
