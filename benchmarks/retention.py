@@ -4,9 +4,9 @@
     python -m benchmarks.retention table --write docs/forgetting.md
 
 A cell is a data set, a remedy and a seed; `--remedies l2_sp:100 mixout:0.9` tries other strengths. Each is one line of
-`--out`, so an interrupted measurement goes on where it stopped. Retention is the ratio of accuracies of linear probes on
-the backbone's frozen states, after and before the training, the mean over reference tasks; the ratio of perplexities on
-general text, under the checkpoint's own head, stands beside it.
+`--out`, so an interrupted measurement goes on where it stopped. Retention is the ratio of accuracies of linear probes
+on the backbone's frozen states, after and before the training, the mean over reference tasks; the ratio of perplexities
+on general text, under the checkpoint's own head, stands beside it.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from hftransfer.one_seed import Prepared
 from hftransfer.run import Run, create_run
 from hftransfer.run_files import LOG_FILE, SEEDS_FOLDER, plain_numbers
 from hftransfer.tasks.base import Features, Outcome, Task
+from hftransfer.training.averaging import is_better
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
-from hftransfer.training.averaging import is_better
 from hftransfer.training.loop import LOG_EVERY, Training
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.state import Progress

@@ -68,7 +68,9 @@ def diagnose(folder: Path, recipe: Recipe, asked: Asked) -> Verdict:
         for name, path in (("general", asked.general), ("domain", asked.domain))
         if path is not None
     }
-    labelled = {path: read_labelled(path, "--reference_tasks", asked.text, asked.label) for path in asked.reference_tasks}
+    labelled = {
+        path: read_labelled(path, "--reference_tasks", asked.text, asked.label) for path in asked.reference_tasks
+    }
     subject = Subject.load(folder, recipe)
     if "general" in texts and subject.language is None and not labelled:
         raise DataError(
@@ -96,15 +98,19 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
     warns = worst is not None and worst.high < LITTLE
     words = [headline(worst)] if worst is not None else []
     words += [sentence(measure) for measure in measures]
-    words += [DOUBTFUL.format(one.on, one.before) for one in measures if "perplexity" in one.what and one.before > UNSURE]
+    words += [
+        DOUBTFUL.format(one.on, one.before) for one in measures if "perplexity" in one.what and one.before > UNSURE
+    ]
     words += drift_verdict.words(drift)
     if worst is None:
-        words.append("Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks.")
-    if warns:
-        given = f"--general {asked.general}" if asked.general and subject.language else "--reference_tasks FILE"
         words.append(
-            f"What to do: `hftransfer soften {subject.folder} --retain {LITTLE} {given}` goes part of the way back to "
-            "the checkpoint's weights without training; docs/forgetting.md compares what can be done in the training."
+            "Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks."
+        )
+    if warns:
+        given = "--general FILE" if asked.general and subject.language else "--reference_tasks FILE"
+        words.append(
+            f"What to do: `hftransfer soften RUN --retain {LITTLE} {given}` goes part of the way back to the "
+            "checkpoint's weights without training; docs/forgetting.md compares what can be done in the training."
         )
     charts: list[IntervalChart] = [_chart(measures)] if measures else []
     return Verdict(
@@ -166,5 +172,3 @@ def _chart(measures: Sequence[Measure]) -> IntervalChart:
         estimates=[*rows, nothing],
         label="retained",
     )
-
-

@@ -86,16 +86,12 @@ def _save(
     about = {"share": chosen.share, "retained": chosen.retained, "of": folder.name}
     write_json(output / METRICS_FILE, {**scores, "softened": about, "weights": hashes})
     lines = [f"- {split} {examined.metric}: {part[examined.metric]:.4f}" for split, part in scores.items()]
-    card = [
-        f"# {output.name}",
-        "",
-        f"The model of the run {folder.name}, trained from {Path(name).name}, with its backbone at {chosen.share:.0%} of "
-        f"the way from the pretrained weights to the trained ones (WiSE-FT, arXiv:2109.01903). Its head is the trained "
-        f"one. It retains {chosen.retained:.3f} of what was measured.",
-        "",
-        *lines,
-        "",
-    ]
+    about_it = (
+        f"The model of the run {folder.name}, trained from {Path(name).name}, with its backbone at {chosen.share:.0%} "
+        "of the way from the pretrained weights to the trained ones (WiSE-FT, arXiv:2109.01903). Its head is the "
+        f"trained one. It retains {chosen.retained:.3f} of what was measured."
+    )
+    card = [f"# {output.name}", "", about_it, "", *lines, ""]
     write_whole(output / CARD_FILE, "\n".join(card))
 
 

@@ -33,9 +33,7 @@ class Watch:
         DataError: If a task has too few examples.
     """
 
-    def __init__(
-        self, subject: Subject, texts: Sequence[tuple[str, Sequence[str]]], tasks: Sequence[Labelled]
-    ) -> None:
+    def __init__(self, subject: Subject, texts: Sequence[tuple[str, Sequence[str]]], tasks: Sequence[Labelled]) -> None:
         self.subject, self.tasks = subject, tasks
         language = subject.language
         self.features = [] if language is None else [(name, language.encode(part)) for name, part in texts]

@@ -257,7 +257,9 @@ def _about_scores(facts: CardFacts) -> str:
     if kept in ("best", "soup"):
         of_soup = f"the mean of those of steps {', '.join(map(str, training.get('kept_steps', [])))}"
         of_best = f"those of step {training['best_step']}"
-        parts.append(f"The weights are {of_soup if kept == 'soup' else of_best}, chosen by {training['metric']} on the ")
+        parts.append(
+            f"The weights are {of_soup if kept == 'soup' else of_best}, chosen by {training['metric']} on the "
+        )
         parts[-1] += "validation data, so its scores there are a little too good."
     if kept == "ema":
         parts.append("The weights are a moving average over the last part of the training.")

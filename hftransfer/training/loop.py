@@ -21,13 +21,13 @@ from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import Features, Task
 from hftransfer.training import distributed, memory, summary
+from hftransfer.training.anchoring import build_retention
 from hftransfer.training.averaging import Kept, is_better
 from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.memory import OutOfMemory
-from hftransfer.training.anchoring import build_retention
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
 from hftransfer.training.state import Progress

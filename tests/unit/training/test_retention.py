@@ -102,7 +102,11 @@ def test_the_limits_of_mixout():
 
 def test_mixed_weights_have_the_gradient_of_the_mixed_loss_and_come_back():
     weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    own, pretrained, inputs = weight.detach().clone(), torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3).double()
+    own, pretrained, inputs = (
+        weight.detach().clone(),
+        torch.randn(4, 3, dtype=torch.float64),
+        torch.randn(5, 3).double(),
+    )
     retention = Retention("mixout", 0.7, {id(weight): Anchor(weight, pretrained)})
     with retention.mixed(seed=1, step=2):
         mixed = weight.detach().clone()
