@@ -4,8 +4,9 @@
     python -m benchmarks.retention table --write docs/forgetting.md
 
 A cell is a data set, a remedy and a seed; `--remedies l2_sp:100 mixout:0.9` tries other strengths. Each is one line of
-`--out`, so an interrupted measurement goes on where it stopped. Retention is the ratio of the checkpoint's perplexities
-on general text, under its own language-modelling head, before and after the training.
+`--out`, so an interrupted measurement goes on where it stopped. Retention is the ratio of accuracies of linear probes
+on the backbone's frozen states, after and before the training, the mean over reference tasks; the ratio of perplexities
+on general text, under the checkpoint's own head, stands beside it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from hftransfer import Recipe, Run, finetune
 
 DATA_SETS = {"scicite": "f1_macro", "trec6": "accuracy"}
 """Data set -> the metric that chooses and is shown."""
-VALIDATION_ROWS, TEST_ROWS, GENERAL_TEXTS = 500, 1000, 240
+VALIDATION_ROWS, TEST_ROWS, GENERAL_TEXTS = 500, 1000, 60
 ROWS_SEED = 20
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+REFERENCE_TASKS, REFERENCE_ROWS = {"sst2": "label", "snips": "intent"}, 700
+"""Data sets with labels whose linear probes say what is retained, and the column with the labels."""
+SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 RETAIN = 0.95
 REMEDIES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -101,6 +104,15 @@ def general_texts(spec: str, data: Path) -> list[str]:
     return pd.read_parquet(data / file)[column].drop_duplicates().tolist()[:GENERAL_TEXTS]
 
 
+def reference_tasks(data: Path) -> list[tuple[str, list[str], Any]]:
+    """Names, texts and classes of tasks that no cell trains."""
+    found = []
+    for name, column in REFERENCE_TASKS.items():
+        frame = pd.read_parquet(data / name / "test.parquet").sample(frac=1, random_state=ROWS_SEED)[:REFERENCE_ROWS]
+        found.append((name, frame["text"].tolist(), np.unique(frame[column], return_inverse=True)[1]))
+    return found
+
+
 def recipe_of(cell: Cell, arguments: argparse.Namespace, folder: Path) -> Recipe:
     """The recipe of a cell: the strategy's own defaults, with what the remedy changes."""
     paths = write_data(Path(arguments.data) / cell.data, folder / "data", arguments.examples)
@@ -124,6 +136,7 @@ def measure(cell: Cell, arguments: argparse.Namespace, folder: Path) -> dict[str
     """Train a cell, and measure its score and what it retains, along the way back to the old weights too."""
     from hftransfer.diagnose.backbones import Subject
     from hftransfer.diagnose.softening import Examined
+    from hftransfer.diagnose.watch import Watch
     from hftransfer.errors import DataError
 
     recipe = recipe_of(cell, arguments, folder)
@@ -144,23 +157,21 @@ def measure(cell: Cell, arguments: argparse.Namespace, folder: Path) -> dict[str
         subject = Subject.load(run.folder, run.recipe)
     except DataError:
         # Nothing but the head has learned.
-        return {**found, "retained": 1.0, "seconds": round(time.perf_counter() - started, 1)}
-    assert subject.language is not None, "give a checkpoint with its language-modelling head"
-    features = subject.language.encode(general_texts(arguments.general, Path(arguments.data)))
-    before = subject.losses(features, 0.0)
+        return {**found, "retained": 1.0, "general": 1.0, "seconds": round(time.perf_counter() - started, 1)}
+    data = Path(arguments.data)
+    watch = Watch(subject, [("general", general_texts(arguments.general, data))], reference_tasks(data))
 
-    def retained(share: float) -> float:
-        after = subject.losses(features, share)
-        return float(np.exp(before.mean - after.mean))
+    def retained(share: float) -> dict[str, float]:
+        general, *probes = watch.at(share)
+        return {"retained": float(np.mean([one.retained for one in probes])), "general": general.retained}
 
-    found |= {"perplexity_before": float(np.exp(before.mean)), "retained": retained(1.0)}
+    found |= {"perplexity_before": float(np.exp(watch.losses[0].mean)), **retained(1.0)}
     if cell.remedy in ("full", "lora"):
         examined, curve = Examined.load(run.folder, run.recipe, subject.old), []
-        shares = sorted({*SHARES, *np.round(np.linspace(0, 1, 11), 1).tolist()})
-        for share in shares:
+        for share in SHARES:
             examined.softened.put(share)
             scores = {split: examined.scores(split)[metric] for split in ("validation", "test")}
-            curve.append({"share": share, "retained": retained(share), **scores})
+            curve.append({"share": share, **retained(share), **scores})
         found["curve"] = curve
     return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
@@ -196,19 +207,23 @@ def run(arguments: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def softened(line: dict[str, Any], retain: float | None, share: float | None) -> tuple[float, float]:
-    """Test score and retention of a softened run: at a share, or chosen on validation among what retains enough."""
+Values = tuple[float, float, float]
+"""Test score, retention by probes, retention of general text."""
+
+
+def softened(line: dict[str, Any], retain: float | None, share: float | None) -> Values:
+    """A softened run: at a share, or chosen on validation among what retains enough."""
     points = line["curve"]
     if share is not None:
         point = min(points, key=lambda one: abs(one["share"] - share))
     else:
         allowed = [one for one in points if one["retained"] >= (retain or 0.0)]
         point = max(allowed, key=lambda one: (one["validation"], -one["share"]))
-    return point["test"], point["retained"]
+    return point["test"], point["retained"], point["general"]
 
 
-def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[tuple[float, float]]]]:
-    """(data, name, [(score, retained)] over seeds) of everything that was measured."""
+def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[Values]]]:
+    """(data, name, values of each seed) of everything that was measured."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         data, remedy, _ = line["cell"].split("/")
@@ -216,7 +231,7 @@ def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[tu
     for (data, remedy), part in found.items():
         base, _, strength = remedy.partition(":")
         name = NAMES.get(base, base) + (f", strength {strength}" if strength else "")
-        yield data, name, [(line["score"], line["retained"]) for line in part]
+        yield data, name, [(line["score"], line["retained"], line["general"]) for line in part]
         if base in ("full", "lora") and all("curve" in line for line in part):
             of = "full" if base == "full" else "`lora`"
             yield data, f"soften {of}, half way", [softened(line, None, 0.5) for line in part]
@@ -231,22 +246,19 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table_lines(lines: Sequence[dict[str, Any]], examples: int) -> list[str]:
-    """The table as Markdown: a row for each remedy, score and retention for each data set."""
+    """The tables as Markdown, one for each data set: a row for each remedy, the best score first."""
     lines = [line for line in lines if line["examples"] == examples]
-    cells: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(dict)
+    by_data: dict[str, list[tuple[str, list[Values]]]] = defaultdict(list)
     for data, name, values in rows_of(lines):
-        cells[name][data] = values
-    data_sets = [data for data in DATA_SETS if any(data in found for found in cells.values())]
-    head = ["remedy", *(f"{data}: {what}" for data in data_sets for what in (DATA_SETS[data], "retained")), "seeds"]
-    text = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name, found in cells.items():
-        parts = []
-        for data in data_sets:
-            values = found.get(data, [])
-            parts += [spread(column) if values else "" for column in zip(*values, strict=True)] or ["", ""]
-        seeds = sorted({len(values) for values in found.values()})
-        text.append(f"| {name} | {' | '.join(parts)} | {' or '.join(map(str, seeds))} |")
-    return text
+        by_data[data].append((name, values))
+    text: list[str] = []
+    for data, found in by_data.items():
+        head = [f"remedy, {data}", f"test {DATA_SETS[data]}", "retained (probes)", "general text", "seeds"]
+        text += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for name, values in sorted(found, key=lambda one: -float(np.mean([value[0] for value in one[1]]))):
+            columns = [spread(column) for column in zip(*values, strict=True)]
+            text.append(f"| {name} | {' | '.join(columns)} | {len(values)} |")
+    return text[1:]
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training import drift, prepare, summary
 from hftransfer.training.assembled import Assembled
-from hftransfer.training.distributed import gather_model, is_sharded
+from hftransfer.training.distributed import gather_model, is_sharded, kind_of
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fisher import importance
 from hftransfer.training.loop import Training
@@ -123,10 +123,16 @@ def build(prepared: Prepared) -> Training:
 
 
 def states_before(prepared: Prepared) -> drift.States:
-    """The pretrained states of some validation texts, on the main process; nothing where the backbone does not learn."""
-    if prepared.recipe.strategy.type == "feature_extraction" or not prepared.accelerator.is_main_process:
+    """The pretrained states of some validation texts, on the main process.
+
+    Nothing where the backbone does not learn, or where the model is to be spread over processes: it may not fit on one.
+    """
+    accelerator = prepared.accelerator
+    spread = kind_of(accelerator) in ("FSDP", "DEEPSPEED")
+    if spread or prepared.recipe.strategy.type == "feature_extraction" or not accelerator.is_main_process:
         return {}
-    return drift.capture_states(prepared.loaded.model, prepared.task, prepared.data.features["validation"])
+    model: torch.nn.Module = prepared.loaded.model
+    return drift.capture_states(model.to(accelerator.device), prepared.task, prepared.data.features["validation"])
 
 
 def weigh(prepared: Prepared) -> dict[str, torch.Tensor]:

@@ -109,9 +109,8 @@ def tiny_run(
         data={"max_length": 32, **task_columns, **(columns or {})},
         strategy=dict(strategy),
         optim=optim,
-        evaluation={"keep": "last"},
         output_dir=str(output_dir),
-        **more,
+        **{"evaluation": {"keep": "last"}, **more},
     )
     rows = rows or task_rows
     with contextlib.redirect_stdout(io.StringIO()):

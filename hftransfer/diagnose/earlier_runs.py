@@ -13,6 +13,7 @@ from hftransfer.data.load import load_file
 from hftransfer.diagnose import retained
 from hftransfer.diagnose.backbones import MOST_TEXTS, Subject, plain_model
 from hftransfer.diagnose.retained import Measure
+from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import DataError
 from hftransfer.models.backbone import backbone_parameters, check_same_backbone, copied, interpolate
 from hftransfer.models.load import load_trained
@@ -81,9 +82,9 @@ def _probed(subject: Subject, folder: Path, recipe: Recipe, dataset: Dataset, sp
     texts = texts_of(part, recipe, len(part))
     if len(texts) != len(labels_N):
         raise DataError("has empty texts", where=str(folder), fix="leave it out")
-    states = [subject.pooled(texts, share) for share in (0.0, 1.0)]
     on = f"{split} data of {folder.name}, at whose weights this run did not begin"
-    return retained.of_probe(on, labels_N.astype(np.int64), *states)
+    (found,) = Watch(subject, (), [(on, texts, labels_N.astype(np.int64))]).at(1.0)
+    return found
 
 
 def _scored_data(folder: Path, recipe: Recipe) -> tuple[Dataset, str]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hftransfer.diagnose import earlier_runs, retained
+from hftransfer.diagnose import earlier_runs
 from hftransfer.diagnose.backbones import Subject, own_texts, read_labelled, read_texts
 from hftransfer.diagnose.retained import Measure
+from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import DataError
 from hftransfer.recipe import Recipe
 from hftransfer.training import drift_verdict
@@ -20,6 +21,13 @@ from hftransfer.verdicts import Estimate, IntervalChart, Verdict, VerdictTable
 
 LITTLE, MUCH = 0.95, 0.8
 """At least so much retained is little forgotten; less than that is much."""
+
+UNSURE = 500.0
+"""A head of this perplexity hardly knows the language, so its ratio says little of the backbone."""
+DOUBTFUL = (
+    "On {0} the checkpoint's own head has a perplexity of {1:,.0f} before the training: it is no good yardstick here; "
+    "believe reference tasks before it."
+)
 
 
 @dataclass(frozen=True)
@@ -74,25 +82,12 @@ def diagnose(folder: Path, recipe: Recipe, asked: Asked) -> Verdict:
         texts["domain"] = own_texts(recipe)
     if not texts and not labelled:
         raise DataError("no text to look at", where="diagnose forgetting", fix="name a file with --general")
-    measures = _of_texts(subject, texts) if subject.language is not None else []
-    for path, (part, labels_N) in labelled.items():
-        states = [subject.pooled(part, share) for share in (0.0, 1.0)]
-        measures.append(retained.of_probe(f"reference task {Path(path).name}", labels_N, *states))
+    tasks = [(f"reference task {Path(path).name}", *found) for path, found in labelled.items()]
+    measures = Watch(subject, [(f"{name} text", part) for name, part in texts.items()], tasks).at(1.0)
     for earlier, its_recipe in asked.earlier:
         measures.append(earlier_runs.measure(subject, earlier, its_recipe))
     read = texts.get("domain") or texts.get("general") or next(iter(labelled.values()))[0]
     return verdict(subject, measures, read, asked)
-
-
-def _of_texts(subject: Subject, texts: dict[str, list[str]]) -> list[Measure]:
-    assert subject.language is not None
-    found = []
-    for name, part in texts.items():
-        features = subject.language.encode(part)
-        before, after = (subject.losses(features, share) for share in (0.0, 1.0))
-        on = f"{name} text"
-        found.append(retained.of_losses(on, subject.language.guesses, before, after, known=name == "domain"))
-    return found
 
 
 def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str], asked: Asked) -> Verdict:
@@ -103,16 +98,19 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
     warns = worst is not None and worst.high < LITTLE
     words = [headline(worst)] if worst is not None else []
     words += [sentence(measure) for measure in measures]
+    words += [
+        DOUBTFUL.format(one.on, one.before) for one in measures if "perplexity" in one.what and one.before > UNSURE
+    ]
     words += drift_verdict.words(drift)
     if worst is None:
         words.append(
             "Nothing general was looked at: name a file with --general, or labelled ones with --reference_tasks."
         )
     if warns:
-        given = f"--general {asked.general}" if asked.general and subject.language else "--reference_tasks FILE"
+        given = "--general FILE" if asked.general and subject.language else "--reference_tasks FILE"
         words.append(
-            f"What to do: `hftransfer soften {subject.folder} --retain {LITTLE} {given}` goes part of the way back to "
-            "the checkpoint's weights without training; docs/forgetting.md compares what can be done in the training."
+            f"What to do: `hftransfer soften RUN --retain {LITTLE} {given}` goes part of the way back to the "
+            "checkpoint's weights without training; docs/forgetting.md compares what can be done in the training."
         )
     charts: list[IntervalChart] = [_chart(measures)] if measures else []
     return Verdict(

@@ -92,14 +92,13 @@ def of_hits(on: str, what: str, before_M: NDArray[np.bool_], after_M: NDArray[np
     return Measure(on, what, float(before_M.mean()), float(after_M.mean()), value, low, high, len(before_M))
 
 
-def of_probe(on: str, labels_N: NDArray[np.int64], before_ND: Tensor, after_ND: Tensor) -> Measure:
-    """The accuracy of a linear probe on frozen states: fitted on one half of the examples, scored on the other.
+def probe_hits(on: str, labels_N: NDArray[np.int64], states_ND: Tensor) -> NDArray[np.bool_]:
+    """Which held-out examples a linear probe gets right: fitted on one half of the examples, scored on the other, (M,).
 
     Args:
-        on: Which data, in words.
+        on: Which data, for an error.
         labels_N: Classes from 0.
-        before_ND: States with the old backbone.
-        after_ND: With the new one.
+        states_ND: Frozen states.
 
     Raises:
         DataError: If a half has one class alone.
@@ -109,15 +108,9 @@ def of_probe(on: str, labels_N: NDArray[np.int64], before_ND: Tensor, after_ND: 
     if len(np.unique(labels_N[fitted])) < 2 or not len(held):
         raise DataError("too few examples for a probe", where=on, fix="give at least some for each of two classes")
     classes = int(labels_N.max()) + 1
-
-    def right(states_ND: Tensor) -> NDArray[np.bool_]:
-        head = logistic_regression(
-            states_ND[fitted], labels_N[fitted], l2=PROBE_L2, num_classes=classes, standardize=True
-        )
-        found: NDArray[np.bool_] = head(states_ND[held]).argmax(1).numpy() == labels_N[held]
-        return found
-
-    return of_hits(on, "accuracy of a linear probe", right(before_ND), right(after_ND))
+    head = logistic_regression(states_ND[fitted], labels_N[fitted], l2=PROBE_L2, num_classes=classes, standardize=True)
+    found: NDArray[np.bool_] = head(states_ND[held]).argmax(1).numpy() == labels_N[held]
+    return found
 
 
 def _with_interval(ratio: Callable[[Floats], Floats], count: int) -> tuple[float, float, float]:

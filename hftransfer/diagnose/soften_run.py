@@ -12,6 +12,7 @@ import numpy as np
 
 from hftransfer.diagnose.backbones import Subject, read_labelled, read_texts
 from hftransfer.diagnose.softening import Examined, Point, choose, curve, refined
+from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import DataError
 from hftransfer.models.source import split_revision
 from hftransfer.recipe import Recipe
@@ -64,8 +65,9 @@ def soften(
             fix="name labelled files with --reference_tasks",
         )
     examined = Examined.load(folder, recipe, subject.old)
-    points = curve(examined, subject, texts, tasks)
-    points += curve(examined, subject, texts, tasks, refined(points, retain))
+    watch = Watch(subject, texts, tasks)
+    points = curve(examined, watch)
+    points += curve(examined, watch, refined(points, retain))
     points.sort(key=lambda point: point.share)
     chosen = choose(points, retain, examined.metric)
     examined.softened.put(chosen.share)
@@ -84,16 +86,12 @@ def _save(
     about = {"share": chosen.share, "retained": chosen.retained, "of": folder.name}
     write_json(output / METRICS_FILE, {**scores, "softened": about, "weights": hashes})
     lines = [f"- {split} {examined.metric}: {part[examined.metric]:.4f}" for split, part in scores.items()]
-    card = [
-        f"# {output.name}",
-        "",
-        f"The model of the run {folder.name}, trained from {Path(name).name}, with its backbone at {chosen.share:.0%} of "
-        f"the way from the pretrained weights to the trained ones (WiSE-FT, arXiv:2109.01903). Its head is the trained "
-        f"one. It retains {chosen.retained:.3f} of what was measured.",
-        "",
-        *lines,
-        "",
-    ]
+    about_it = (
+        f"The model of the run {folder.name}, trained from {Path(name).name}, with its backbone at {chosen.share:.0%} "
+        "of the way from the pretrained weights to the trained ones (WiSE-FT, arXiv:2109.01903). Its head is the "
+        f"trained one. It retains {chosen.retained:.3f} of what was measured."
+    )
+    card = [f"# {output.name}", "", about_it, "", *lines, ""]
     write_whole(output / CARD_FILE, "\n".join(card))
 
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from hftransfer.caching.states import PlainInputs
-from hftransfer.diagnose import retained
-from hftransfer.diagnose.backbones import Subject, own_data
+from hftransfer.diagnose.backbones import own_data
 from hftransfer.diagnose.retained import Measure
+from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import CheckpointError
 from hftransfer.models.backbone import backbone_parameters, interpolate
 from hftransfer.models.load import LoadedModel, load_trained
@@ -132,40 +131,12 @@ class Examined:
         return self.task.score(found, self.features[split])
 
 
-Texts = Sequence[tuple[str, Sequence[str]]]
-Labelled = Sequence[tuple[str, Sequence[str], Any]]
-
-
-def retained_at(subject: Subject, share: float, texts: Texts, tasks: Labelled) -> list[Measure]:
-    """What is retained with the backbone at a share.
-
-    Args:
-        subject: The backbones.
-        share: Where to look.
-        texts: Names and texts for the language-modelling head.
-        tasks: Names, texts and classes for linear probes.
-    """
-    found = []
-    for name, part in texts:
-        assert subject.language is not None
-        features = subject.language.encode(part)
-        before, after = (subject.losses(features, at) for at in (0.0, share))
-        found.append(retained.of_losses(name, subject.language.guesses, before, after))
-    for name, part, labels_N in tasks:
-        states = [subject.pooled(part, at) for at in (0.0, share)]
-        found.append(retained.of_probe(name, np.asarray(labels_N), *states))
-    return found
-
-
-def curve(
-    examined: Examined, subject: Subject, texts: Texts, tasks: Labelled, shares: Sequence[float] = SHARES
-) -> list[Point]:
+def curve(examined: Examined, watch: Watch, shares: Sequence[float] = SHARES) -> list[Point]:
     """Task score and retention at every share; the model is at the last one afterwards."""
     points = []
     for share in shares:
         examined.softened.put(share)
-        score = examined.scores("validation")[examined.metric]
-        points.append(Point(share, score, retained_at(subject, share, texts, tasks)))
+        points.append(Point(share, examined.scores("validation")[examined.metric], watch.at(share)))
     return points
 
 

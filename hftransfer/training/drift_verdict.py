@@ -37,7 +37,7 @@ def words(drift: Drift) -> list[str]:
     where = "the embeddings" if depth == 0 else f"depth {depth} of {drift.depths[-1]}"
     moved = [at for value, at in known if value < MOVED]
     found = [
-        f"The training moved the backbone's states most at {where}: linear CKA {least:.2f} with the states before, mean "
+        f"The training moved the backbone's states most at {where}: linear CKA {least:.2f} with those before, mean "
         f"cosine {cosine:.2f} (1 = unchanged; {drift.tokens:,} tokens)."
     ]
     if moved:
