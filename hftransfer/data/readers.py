@@ -129,8 +129,8 @@ def read_lines(path: Path, place: str) -> list[str]:
     Raises:
         DataError: The file cannot be read, or is not UTF-8; the message names the line.
     """
-    with _readable(path, place):
-        return [line.strip() for _, line in _numbered_lines(path)]
+    with _readable(path, place), BoundedText(path, place) as text:
+        return [line.strip() for _, line in _numbered_lines(text)]
 
 
 def row_locator(path: Path) -> Locate:
