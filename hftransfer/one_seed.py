@@ -21,6 +21,7 @@ from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Predictions, Task
 from hftransfer.training import drift, prepare, summary
 from hftransfer.training.assembled import Assembled
+from hftransfer.training.carbon import NAME, measured_carbon
 from hftransfer.training.distributed import gather_model, is_sharded, kind_of
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fisher import importance
@@ -160,8 +161,10 @@ def train(prepared: Prepared, training: Training | None = None, report: Report |
     prepared.accelerator.wait_for_everyone()
     announce(prepared, training)
     with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
-        training.run()
+        with measured_carbon(NAME in prepared.recipe.trackers and writes) as carbon:
+            training.run()
         results_found = finish(prepared, training, run)
+        results_found.carbon = carbon
         if writes:
             results.write(run, training, prepared.recipe, prepared.data, results_found)
             run.write_card()

@@ -369,7 +369,9 @@ class Recipe(Section):
         None, description="Repository to push to, such as me/my-model; the name of output_dir when absent."
     )
     hub_private_repo: bool = Field(True, description="Whether the pushed repository is private.")
-    trackers: list[str] = Field(default_factory=list, description="Trackers for Accelerate's log_with.")
+    trackers: list[str] = Field(
+        default_factory=list, description="Trackers for Accelerate's log_with; codecarbon measures emissions."
+    )
     seed: int = Field(13, ge=0, description="Seed of splits, the head, the order of examples and dropout.")
     seeds: Seeds | None = Field(
         None, description="Train with several seeds on one split: how many, counted on from seed, or a list (1,2,3)."

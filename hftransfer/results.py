@@ -42,6 +42,7 @@ class Results:
         outcomes: Split -> what every example came to; none where the task has no such thing.
         predictions: Split -> predictions.
         calibration: What was folded into the head.
+        carbon: What the training emitted, where that was measured.
         weights: The SHA-256 of the saved weights and vocabularies, by file name.
         drift: How far the backbone moved; None where it did not learn.
         seconds: What predicting and scoring took.
@@ -51,6 +52,7 @@ class Results:
     outcomes: dict[str, outcomes.Outcomes] = field(default_factory=dict)
     predictions: dict[str, Predictions] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    carbon: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     drift: Drift | None = None
     seconds: float = 0.0
@@ -171,6 +173,8 @@ def write(run: Run, training: Training, recipe: Recipe, data: Data, found: Resul
         "weights": found.weights,
         "base_revision": run_facts.commit_of(*split_revision(recipe.checkpoint)),
     }
+    if found.carbon:
+        written["carbon"] = found.carbon
     written["training"]["report_seconds"] = round(time.perf_counter() - started, 3)
     write_json(run.folder / METRICS_FILE, written)
     write_json(run.folder / facts.FILE, report_facts(training, recipe, data, found))

@@ -23,8 +23,9 @@ from hftransfer.run import check_output_folder
 from hftransfer.setting_values import listed_columns
 from hftransfer.tasks.metric_names import METRICS, did_you_mean
 
-TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb", "all")
-"""What Accelerate's log_with takes."""
+ACCELERATE = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb", "all")
+TRACKERS = (*ACCELERATE, "codecarbon")
+"""What Accelerate's log_with takes, and what measures emissions."""
 SCANNED_BYTES = 8 << 20
 """JSON files up to this size are searched for columns, which any of their records may have."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")

@@ -116,7 +116,7 @@ def upload(folder: Path, target: Target, message: str) -> str:
         The address of the commit that has them.
 
     Raises:
-        HubError: If the Hub refuses or stays busy; the repository is then as it was.
+        HubError: If the Hub refuses or stays busy; the repository is then as it was, or new and empty.
     """
     api, repo = target.api, target.repo
     if not target.exists:

@@ -32,6 +32,8 @@ TOKENS_IN_A_RUN = 0.25
 """In a run: of the tokens of a pass that a device is quickest with."""
 FEWEST_STEPS, LATER_STEPS = 4, 2
 """Steps below which a loss that does not fall says nothing, and the steps of the stages after the first."""
+LATER_PART = 4
+"""In a run the stages after the first take their steps on a part of the rows, one in so many: enough for gradients."""
 LEAST_FALL, FITTED = 1e-4, 1e-3
 """Share of the loss that it must fall by; a loss below `FITTED` need not."""
 NAMED = 4
@@ -47,7 +49,7 @@ class Probe:
         stage: The stage.
         rows: Rows of the batch.
         tokens: Its padded tokens per row.
-        losses: On the batch, without dropout: before the first step and after the last.
+        losses: On the batch, without dropout: before the first step and after the last; 0 where they were not wanted.
         lowest: The lowest loss seen.
         steps: How many were taken.
         reached: Parameters that got a gradient.
@@ -95,12 +97,17 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
     training.model.to(training.accelerator.device)
     probes = []
     for current in training.stages:
-        limit = (STEPS if thorough else STEPS_IN_A_RUN) if current is training.stages[0] else LATER_STEPS
+        first = current is training.stages[0]
+        limit = (STEPS if thorough else STEPS_IN_A_RUN) if first else LATER_STEPS
         seconds = SECONDS if thorough else SECONDS_IN_A_RUN
-        # Only batches that were made for it are sure to hold pairs.
-        own = training.batches[0] if current.stage.objective == "pairs" else rows
+        # A run is not kept waiting once for every stage: the later ones are asked for their gradients alone.
+        whole = thorough or first
+        chosen = rows if whole else _spread(rows, max(len(rows) // LATER_PART, min(len(rows), 2)))
+        if current.stage.objective == "pairs":
+            # Only batches that were made for it are sure to hold pairs.
+            chosen = training.batches[0]
         with left_as_it_was(training, current):
-            probes.append(_probe(training, current, own, limit, seconds))
+            probes.append(_probe(training, current, chosen, limit, seconds, with_losses=whole))
     training.strategy.enter_stage(training.model, training.stages[0].stage)
     return probes
 
@@ -119,9 +126,12 @@ def typical_rows(training: Training, part: float) -> Rows:
     mean = lengths_N.mean()
     rows = min(batches, key=lambda batch: (abs(lengths_N[batch].mean() - mean), int(batch[0])))
     fitting = int(part * pass_tokens(training.accelerator.device.type)) // max(int(lengths_N[rows].max()), 1)
-    # Spread over the batch, which is sorted by length.
-    chosen = np.linspace(0, len(rows) - 1, max(min(len(rows), fitting), min(len(rows), 2))).astype(np.int64)
-    return rows[np.unique(chosen)]
+    return _spread(rows, max(min(len(rows), fitting), min(len(rows), 2)))
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    """So many of the rows, spread over the batch, which is sorted by length."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]
 
 
 @contextmanager
@@ -145,7 +155,9 @@ def left_as_it_was(training: Training, current: StageSteps) -> Iterator[None]:
                     now[name].copy_(buffer)
 
 
-def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seconds: float) -> Probe:
+def _probe(
+    training: Training, current: StageSteps, rows: Rows, limit: int, seconds: float, *, with_losses: bool
+) -> Probe:
     accelerator, model = training.accelerator, training.model
     inputs, objective = training.objective(current, PlainInputs(training.task, training.train))
     # A task that draws its inputs draws them once: the batch stays the same.
@@ -172,16 +184,16 @@ def _probe(training: Training, current: StageSteps, rows: Rows, limit: int, seco
     dtype = autocast_dtype(accelerator)
     started = time.perf_counter()
     with fast_training(model, accelerator.device.type), frozen_weights_cast(model, dtype):
-        before = quiet_loss()
-        after = before
+        before = after = quiet_loss() if with_losses else 0.0
+        model.train()
         while probe.steps < limit and (not probe.steps or time.perf_counter() - started < seconds):
             torch.manual_seed(step_seed(training.recipe.seed, probe.steps, 0, 0))
             _take_step(training, optimizer, loss_of, probe, FP16_SCALE if dtype == torch.float16 else 1.0)
-            if probe.steps == limit // 2:
+            if with_losses and probe.steps == limit // 2:
                 quiet_loss()
             if probe.broken:
                 break
-        after = quiet_loss()
+        after = quiet_loss() if with_losses else after
     probe.losses = (before, after)
     return probe
 

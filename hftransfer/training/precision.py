@@ -12,6 +12,7 @@ import torch
 from hftransfer.caching.store import default_root
 from hftransfer.errors import TrainingError
 from hftransfer.safety.files import make_private
+from hftransfer.training.carbon import check_carbon, other_trackers
 from hftransfer.training.distributed import kind_of, shard_on_cpu
 
 if TYPE_CHECKING:
@@ -69,18 +70,21 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
     """The Accelerator of a recipe, and a line that says device, processes and precision with its origin.
 
     Raises:
+        RecipeError: If emissions are to be measured and cannot be.
         TrainingError: If fewer processes run than the launcher was asked for, or a tracker is unknown.
     """
     from accelerate import Accelerator
 
+    check_carbon(recipe.trackers)
+    trackers = other_trackers(recipe.trackers)
     precision, origin = choose_precision()
     if recipe.optim.torch_compile:
         keep_compiled_code_private()
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            log_with=list(recipe.trackers) or None,
-            project_dir=recipe.output_dir if recipe.trackers else None,
+            log_with=trackers or None,
+            project_dir=recipe.output_dir if trackers else None,
             # Without this a launcher that was told of several processes starts them and joins none on a CPU.
             cpu=not torch.accelerator.is_available(),
             dynamo_backend="inductor" if recipe.optim.torch_compile else None,

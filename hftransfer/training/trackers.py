@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from hftransfer.recipe import Recipe
 from hftransfer.redaction import redact, redact_values
 from hftransfer.safety.files import replacing
+from hftransfer.training.carbon import other_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,6 +28,7 @@ class RunLog:
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path, total_steps: int) -> None:
         self.accelerator, self.recipe, self.path, self.total_steps = accelerator, recipe, folder / LOG_FILE, total_steps
+        self.trackers = other_trackers(recipe.trackers)
         # Of the steps since the last record.
         self.loss_sum, self.loss_count = 0.0, 0
 
@@ -39,7 +41,7 @@ class RunLog:
             mininterval=0.1 if sys.stderr.isatty() else 30.0,
             disable=not self.accelerator.is_main_process,
         )
-        if self.recipe.trackers:
+        if self.trackers:
             self.accelerator.init_trackers(
                 "hftransfer", config=redact_values(_flat(self.recipe.model_dump(mode="json")))
             )
@@ -49,7 +51,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
-        if self.recipe.trackers:
+        if self.trackers:
             self.accelerator.end_training()
 
     def say(self, line: str) -> None:
@@ -103,7 +105,7 @@ class RunLog:
                     for name, value in record.items()
                 }
                 file.write(redact(json.dumps({**finite, "time": round(time.time(), 3)})) + "\n")
-        if self.recipe.trackers:
+        if self.trackers:
             numbers = {name: value for name, value in record.items() if not isinstance(value, str | list)}
             self.accelerator.log(numbers, step=record["step"])
 

@@ -293,7 +293,7 @@ def fresh(arguments: list[str], folder: Path) -> Outcome:
     started = _processor_seconds()
     code = "import sys; from hftransfer.cli.main import main; main(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=600
     )
     return Outcome(done.returncode, done.stdout, done.stderr, _processor_seconds() - started, 0)
 

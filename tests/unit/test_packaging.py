@@ -50,7 +50,7 @@ def third_party_imports(folder: str) -> set[str]:
 
 def test_every_import_is_declared_and_every_dependency_imported(config: ConfigParser) -> None:
     required = set(requirements(listed(config, "options", "install_requires")))
-    extras = ("fairlearn", "trackers", "onnx", "sweep")
+    extras = ("fairlearn", "trackers", "carbon", "onnx", "sweep")
     optional = {name for extra in extras for name in requirements(listed(config, "options.extras_require", extra))}
     imported = third_party_imports("hftransfer") | third_party_imports("recipes")
     assert imported - required - optional == set()

@@ -65,6 +65,31 @@ def test_a_good_training_has_no_errors_and_is_estimated(recipe: Make, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_many_stages_do_not_keep_a_run_waiting(recipe: Make) -> None:
+    """In a run, gradual unfreezing passes hardly more tokens through its model than full fine-tuning does."""
+    tokens = {}
+    for strategy in ("full_fine_tuning", {"type": "gradual_unfreezing", "stages": 4}):
+        ready = assemble(recipe(strategy=strategy, optim={"per_device_train_batch_size": 16}))
+        passed: list[int] = []
+        ready.training.model.register_forward_pre_hook(
+            lambda module, given, named, passed=passed: passed.append(named["input_ids"].numel()), with_kwargs=True
+        )
+        report = preflight(ready, thorough=False)
+        assert "learns_a_batch" in severities(report)
+        assert not MODEL_CODES & set(severities(report))
+        tokens[str(strategy)] = sum(passed)
+    whole, gradual = tokens.values()
+    assert 0 < gradual <= 1.3 * whole
+
+
+def test_a_streamed_training_is_checked_by_its_first_chunk(recipe: Make, tmp_path: Path) -> None:
+    made = recipe()
+    streamed = made.model_copy(update={"data": made.data.model_copy(update={"streaming": 16})})
+    report = check(streamed)
+    assert report.of("error") == []
+    assert {"learns_a_batch", "memory", "time"} <= set(severities(report))
+
+
 def test_what_is_cut_off_is_found(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = assemble(recipe())
     block = ready.training.model.bert.encoder.layer[1]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from scipy.special import expit, softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logsumexp, softmax
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hftransfer.caching.states import PlainInputs
@@ -32,8 +33,9 @@ def prepared(
     checkpoints: Path, family: str, labels: list[Any], strategy: str = "full_fine_tuning", **settings: Any
 ) -> Any:
     """Recipe, model, task, features and predictions."""
+    columns = settings.pop("columns", {})
     recipe = Recipe(checkpoint=str(checkpoints / family), strategy=strategy, **settings)
-    data = Dataset.from_dict({"text": TEXTS, "label": labels})
+    data = Dataset.from_dict({"text": TEXTS, "label": labels, **columns})
     task = build_task(recipe.task, recipe.data, data)
     loaded = load_model(recipe.checkpoint, task.auto_class, config_overrides=task.config_overrides())
     for name, parameter in loaded.model.named_parameters():
@@ -145,6 +147,45 @@ def test_what_is_required_and_impossible_is_refused_before_the_training(checkpoi
     ):
         with pytest.raises(RecipeError, match=r"evaluation.calibration: not possible: a regression has no prob"):
             refused()
+
+
+OTHER_TASKS: dict[str, dict[str, Any]] = {
+    "token_classification": {
+        "labels": [[("O", "B-a", "I-a")[(row + place) % 3] for place in range(5)] for row in range(60)],
+        "columns": {"text": [text.split() for text in TEXTS]},
+    },
+    "multiple_choice": {
+        "labels": [row % 2 for row in range(60)],
+        "columns": {"choices": [WORDS[row % 20 : row % 20 + 2 + row % 3] for row in range(60)]},
+        "data": {"text_pair": "choices"},
+    },
+}
+
+
+@pytest.mark.parametrize("task_type", OTHER_TASKS)
+def test_tagging_and_choices_take_a_temperature(checkpoints: Path, task_type: str) -> None:
+    """The changed head gives what it gave, divided by the temperature of the least loss; decisions stay."""
+    recipe, _, model, task, features, before = prepared(
+        checkpoints, "bert", task={"type": task_type}, **OTHER_TASKS[task_type]
+    )
+    found, changed = calibration.calibrate(recipe, model, task, before, features)
+    assert (found.note, found.shifts_C) == ("", None)
+    assert abs(np.log(found.temperature)) > 0.1
+    again = predict(model, task, PlainInputs(task, features))
+    for old, new, run in zip(before, changed, again, strict=True):
+        np.testing.assert_allclose(new, old / found.temperature, rtol=1e-5)
+        np.testing.assert_allclose(run, new, rtol=1e-4, atol=1e-5)
+    logits, labels = task.decisions(before, features)
+
+    def loss(temperature: float) -> float:
+        scaled = logits / temperature
+        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
+
+    best = minimize_scalar(loss, bounds=(0.05, 200.0), method="bounded").x
+    assert loss(found.temperature) == pytest.approx(loss(best), abs=1e-4)
+    assert task.score(changed, features)[task.default_metric] == task.score(before, features)[task.default_metric]
+    told = calibration.compare(found, task, {"validation": changed}, {"validation": features}).splits["validation"]
+    assert told["after"]["loss"] < told["before"]["loss"]
 
 
 def test_few_decisions_are_too_few(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
