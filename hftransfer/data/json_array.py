@@ -6,7 +6,7 @@ Only the record that is read is held, so that a large or packed file takes no mo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
 from hftransfer.data import bounded
@@ -87,7 +87,7 @@ class _Reader:
                 return
             self.take(",", "Expecting ',' delimiter")
 
-    def data_items(self) -> Iterator[Any]:
+    def data_items(self) -> Generator[Any, None, bool]:
         """The values of the list under "data" in an object; returns whether there was one."""
         self.take("{", "Expecting value")
         keys: list[tuple[str, Any]] = []
