@@ -20,7 +20,7 @@ from hftransfer.models.load import load_model
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import build_strategy
 from hftransfer.tasks.registry import build_task
-from hftransfer.tasks.reliability import fit_temperature
+from hftransfer.tasks.reliability import TEMPERATURES, fit_temperature
 from hftransfer.training import calibration
 from hftransfer.training.evaluate import predict
 from tests.tiny_models import WORDS
@@ -181,7 +181,7 @@ def test_tagging_and_choices_take_a_temperature(checkpoints: Path, task_type: st
         scaled = logits / temperature
         return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
 
-    best = minimize_scalar(loss, bounds=(0.05, 200.0), method="bounded").x
+    best = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded").x
     assert loss(found.temperature) == pytest.approx(loss(best), abs=1e-4)
     assert task.score(changed, features)[task.default_metric] == task.score(before, features)[task.default_metric]
     told = calibration.compare(found, task, {"validation": changed}, {"validation": features}).splits["validation"]
