@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def settings(files: dict[str, Path], language_models: Path, family: str, **more: object) -> list[object]:
     folder = "AutoModelForCausalLM" if family == "gpt2" else "AutoModelForMaskedLM"
-    given = {**files, **FAST, "checkpoint": language_models / family / folder, "adapt_steps": 6, "adapt_rate": 0.02}
+    given = {**files, **FAST, "checkpoint": language_models / family / folder, "adapt_steps": 40, "adapt_rate": 0.01}
     return flags({**given, **more})
 
 
