@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hftransfer.caching.boundary import Replay, capture, find_tap, reduce_inputs
+from hftransfer.caching.boundary import CannotSplitError, Replay, capture, find_tap, reduce_inputs
 from hftransfer.caching.states import PlainInputs, Rows, model_inputs
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.errors import StrategyError
@@ -36,14 +36,17 @@ def check_support(model: nn.Module, classes: int) -> None:
     """Refuse a head that cannot be fitted.
 
     Raises:
-        StrategyError: If it has no linear output layer.
+        StrategyError: If it has no linear output layer, or does not read one vector of the backbone.
     """
     try:
         output_layer(model, classes)
-    except CannotFoldError as reason:
-        raise StrategyError(
-            f"the head cannot be fitted: {reason}", where="strategy.type contrastive", fix="choose lp_ft"
-        ) from None
+        find_tap(model, anatomy_of(model).head_depth)
+    except (CannotFoldError, CannotSplitError) as reason:
+        raise _refusal(reason) from None
+
+
+def _refusal(reason: Exception) -> StrategyError:
+    return StrategyError(f"the head cannot be fitted: {reason}", where="strategy.type contrastive", fix="choose lp_ft")
 
 
 @torch.no_grad()
@@ -58,6 +61,9 @@ def fit_head(model: nn.Module, task: Task, features: Features, classes: int) -> 
 
     Returns:
         The mean cross-entropy of the rows, in nats.
+
+    Raises:
+        StrategyError: If the head alone does not give what the whole model gives.
     """
     training = model.training
     model.eval()
@@ -67,6 +73,8 @@ def fit_head(model: nn.Module, task: Task, features: Features, classes: int) -> 
         with reader.replay:
             hidden_NH = reader.straightened()
         return _write_regression(reader.output, hidden_NH, labels_N[np.concatenate(reader.batches)])
+    except CannotSplitError as reason:
+        raise _refusal(reason) from None
     finally:
         model.train(training)
 
