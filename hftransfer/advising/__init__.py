@@ -197,7 +197,7 @@ def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = Tru
     tutorial = rules.tutorial(facts.train_examples, foreign=facts.wording.is_foreign)
     options = candidates_for(prepared, given)
     if facts.task != MEASURED_TASK:
-        note = f"What a frozen {facts.task} model knows is not measured: there are facts and the tutorial's table, no prediction."
+        note = f"What a frozen {facts.task} model knows is not measured: here are facts and the tutorial's table."
         costs = costs_of(prepared, options) if timed else {}
         rated = tuple(Option(Prediction(one, None), costs.get(one.name)) for one in options)
         return Advice(facts, None, rated, None, "", tutorial, (), (note,), 0, time.perf_counter() - started)
