@@ -197,7 +197,7 @@ def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = Tru
     tutorial = rules.tutorial(facts.train_examples, foreign=facts.wording.is_foreign)
     options = candidates_for(prepared, given)
     if facts.task != MEASURED_TASK:
-        note = f"What a frozen {facts.task} model knows is not measured: there are facts, costs and the table alone."
+        note = f"What a frozen {facts.task} model knows is not measured: here are facts and the tutorial's table."
         costs = costs_of(prepared, options) if timed else {}
         rated = tuple(Option(Prediction(one, None), costs.get(one.name)) for one in options)
         return Advice(facts, None, rated, None, "", tutorial, (), (note,), 0, time.perf_counter() - started)
@@ -224,7 +224,7 @@ def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = Tru
         reason_for(rated, chosen, reading),
         tutorial,
         tuple(changes),
-        tuple(cautions(facts, reading)),
+        tuple(cautions(facts, reading, str(prepared.recipe.evaluation.metric))),
         encoded,
         time.perf_counter() - started,
         situation,
@@ -247,9 +247,17 @@ def reason_for(options: Sequence[Option], chosen: Option, reading: Reading) -> s
     return f"{found}; a linear head on the frozen features has {reading.score:.3f} ({gain:+.3f})"
 
 
-def cautions(facts: Facts, reading: Reading) -> list[str]:
-    """What limits the advice."""
+def cautions(facts: Facts, reading: Reading, metric: str) -> list[str]:
+    """What limits the advice.
+
+    Args:
+        facts: Of the data.
+        reading: Of the frozen features.
+        metric: What the recipe chooses by.
+    """
     found = []
+    if metric != reading.score_name:
+        found.append(f"The recipe chooses by {metric}; what is predicted here is {reading.score_name}.")
     few, many = KNOWLEDGE.sizes
     if not few <= facts.train_examples <= many:
         found.append(

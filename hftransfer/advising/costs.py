@@ -15,18 +15,22 @@ from hftransfer.strategies import Strategy, make_strategy
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
+MEASURED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Models that run on a text alone; others need outputs or choices as well, which are not made up here."""
 SECONDS = 0.15
 """How long each rate is measured: enough to tell a minute from an hour."""
 
 
 def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, Cost]:
-    """Name -> cost of every candidate that fits the model; empty where the model's sizes are not known.
+    """Name -> cost of every candidate that fits the model; empty where the model's cost cannot be told.
 
     Args:
         prepared: Model and data; the model is left with nothing frozen.
         candidates: What would be done.
     """
     loaded, optim = prepared.loaded, prepared.recipe.optim
+    if not loaded.anatomy.model_class.endswith(MEASURED_HEADS):
+        return {}
     everything = make_strategy("full_fine_tuning")
     model = everything.apply(loaded.model.to(prepared.accelerator.device), loaded.anatomy)
     config: Any = transformers_model(model).config

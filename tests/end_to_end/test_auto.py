@@ -14,7 +14,7 @@ from tests.tiny_models import WORDS
 from tests.tiny_runs import TASKS
 
 ROWS = [
-    {"text": f"{'good' if at % 2 else 'bad'} {WORDS[at]} {WORDS[at * 3 % 80]}", "label": ("no", "yes")[at % 2]}
+    {"text": f"{'good' if at % 2 else 'bad'} {WORDS[at]} {WORDS[at * 3 % len(WORDS)]}", "label": ("no", "yes")[at % 2]}
     for at in range(40)
 ]
 
