@@ -222,7 +222,7 @@ def check_output_folder(recipe: Recipe) -> None:
         )
     inputs = {
         "checkpoint": recipe.checkpoint,
-        **{f"data.{name}": getattr(recipe.data, name) for name in ("train", "validation", "test", "name")},
+        **{f"data.{name}": getattr(recipe.data, name) for name in ("train", "validation", "test", "replay", "name")},
     }
     for name, path in inputs.items():
         if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from hftransfer.cli import (
+    adapt,
     cache,
     check,
     compare,
@@ -68,6 +69,7 @@ def build_app() -> App:
     app.command(compare.compare, name="compare")
     app.command(sweep.sweep, name="sweep", config=RecipeConfig())
     app.command(soften.soften, name="soften")
+    app.command(adapt.adapt, name="adapt", config=RecipeConfig())
     app.command(diagnose.build_diagnose())
     return app
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TaskSection, TextClassification
+from hftransfer.setting_values import name_and_revision
 
 USUAL_TASK = TextClassification()
 MOST_NAMES, LONGEST_NAME = 20, 60
@@ -20,6 +21,27 @@ def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labe
     if labelled:
         names += [*task.label_columns(section), *([] if section.group is None else [section.group])]
     return list(dict.fromkeys(names))
+
+
+def replay_section(section: DataSection) -> DataSection:
+    """The section as replayed rows need it: groups say nothing about text from elsewhere."""
+    return section.model_copy(update={"group": None})
+
+
+def dataset_and_revision(section: DataSection) -> tuple[str, str | None]:
+    """The dataset's id or folder and, of an id, what stands after "@".
+
+    Raises:
+        DataError: One of them is empty.
+    """
+    name, revision = name_and_revision(str(section.name))
+    if not name.strip() or revision == "":
+        raise DataError(
+            f"{str(section.name)[:LONGEST_NAME]!r} is not a folder, a Hub id or a Hub id with @revision",
+            where="data.name",
+            fix="write ORG/NAME or ORG/NAME@REVISION",
+        )
+    return name, revision
 
 
 def check_exists(path: str, where: str) -> Path:

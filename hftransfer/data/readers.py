@@ -34,6 +34,7 @@ from hftransfer.data.records import (
     table_from_records,
     tables_from_records,
 )
+from hftransfer.data.squad_file import is_squad, squad_rows
 from hftransfer.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -131,6 +132,16 @@ def _readable(path: Path, place: str) -> Iterator[None]:
         raise DataError(f"not a readable parquet file: {error}", where=place, fix="write the file again") from error
     except _DAMAGED as error:
         raise DataError(f"cannot be read: {error}", where=place, fix="check that the file is complete") from error
+
+
+def read_lines(path: Path, place: str) -> list[str]:
+    """The lines of a text file that are not blank, without the white space around them.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8; the message names the line.
+    """
+    with _readable(path, place):
+        return [line.strip() for _, line in _numbered_lines(path)]
 
 
 def row_locator(path: Path) -> Locate:
@@ -275,6 +286,8 @@ def _json_records(path: Path, place: str) -> Iterator[dict[str, Any]]:
         content = content["data"]
     if not isinstance(content, list):
         raise DataError("not a list of records", where=place, fix='write [{...}, ...] or {"data": [{...}, ...]}')
+    if is_squad(content):
+        content = list(squad_rows(content, place))
     for row, record in enumerate(content):
         yield _record(record, f"{place}, {row_number(row)}")
 

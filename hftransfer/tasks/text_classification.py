@@ -189,9 +189,9 @@ class TextClassificationTask(Task):
         """The logits, (B, C)."""
         return call(batch).logits.float()  # type: ignore[no-any-return]
 
-    def calibrate(self, predictions: Predictions, features: Features) -> None:
+    def calibrate(self, predictions: Predictions, features: Features, *, thresholds: bool = True) -> None:
         """Multi-label: the threshold of each label that maximises its F1 on validation data."""
-        if self.labels.problem == "multi_label" and self.settings.tune_thresholds and features.labels is not None:
+        if self.labels.problem == "multi_label" and thresholds and features.labels is not None:
             logits_NC, labels = _by_example(predictions, features)
             self.thresholds_C = metrics.tune_thresholds(labels, expit(logits_NC))
 

@@ -223,13 +223,10 @@ def test_soften_without_anything_to_retain_is_refused(with_head: Run, tmp_path: 
     assert not (tmp_path / "soft").exists()
 
 
-def test_dora_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+def test_dora_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hftransfer.diagnose.softening import Softened
 
-    STRATEGIES["lora"]["dora"] = True
-    try:
-        run = train(checkpoints / "bert", tmp_path / "run", "lora")
-    finally:
-        del STRATEGIES["lora"]["dora"]
+    monkeypatch.setitem(STRATEGIES, "lora", {"r": 2, "variant": "dora"})
+    run = train(checkpoints / "bert", tmp_path / "run", "lora")
     with pytest.raises(CheckpointError, match="DoRA"):
         Softened(inference.load_trained(run.model_folder), {})
