@@ -14,6 +14,7 @@ FOLDED = {
     "strategy.dora": "set strategy.variant to dora",
     "strategy.rslora": "set strategy.variant to rslora",
     "cache.enabled": "leave it out, or set cache.max_bytes to 0 to switch the cache off",
+    "evaluation.load_best": "set evaluation.keep to best or last",
     "task.tune_thresholds": "leave it out, or set evaluation.calibration to temperature to keep thresholds at 0.5",
 }
 """Settings of earlier versions -> what says the same now."""

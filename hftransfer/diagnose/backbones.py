@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MOST_TEXTS = 512
 """Of a file so many texts are read, spread over it."""
 BATCH, MAX_LENGTH = 32, 128
-LANGUAGE_TASKS = ("masked_lm", "causal_lm")
 
 
 @dataclass

@@ -179,7 +179,8 @@ class Kept:
                 max_examples=training.recipe.optim.per_device_eval_batch_size,
                 accelerator=training.accelerator,
             )
-        training.task.calibrate(predictions, training.validation)
+        thresholds = training.recipe.evaluation.tunes_thresholds
+        training.task.calibrate(predictions, training.validation, thresholds=thresholds)
         return training.task.score(predictions, training.validation)[training.metric]
 
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModelForMaskedLM
 
 from hftransfer import Recipe, Run, finetune, inference
 from hftransfer.cli.main import main
 from hftransfer.diagnose import retained
 from hftransfer.diagnose.backbones import Subject
 from hftransfer.diagnose.forgetting import Asked, diagnose
+from hftransfer.diagnose.softening import Examined, Softened
 from hftransfer.errors import CheckpointError, DataError
+from hftransfer.recipe import DataSection
 from hftransfer.training.language_model import TextLosses, load_language_model
 from hftransfer.verdicts import read_verdicts
 from tests.tiny_models import WORDS
@@ -43,6 +44,7 @@ def train(checkpoint: Path, folder: Path, strategy: str = "full_fine_tuning", **
         optim={"max_steps": 3, "learning_rate": 0.02, "per_device_train_batch_size": 8, **more.pop("optim", {})},
         evaluation={"keep": "last", "calibration": "none"},
         output_dir=str(folder),
+        preflight="off",
         **more,
     )
     return finetune(recipe)
@@ -62,15 +64,12 @@ def test_perplexities_are_those_of_the_old_head_on_either_backbone(with_head: Ru
     features = language.encode(TEXTS)
     before = math.exp(language.losses(features).mean)
     # The trained backbone, put below the checkpoint's head by hand.
-    plain = AutoModelForMaskedLM.from_pretrained(with_head.recipe.checkpoint)
-    head = plain.cls.predictions.decoder.weight.detach().clone()
+    model = language.loaded.model
+    model.cls.predictions.decoder.weight = torch.nn.Parameter(model.cls.predictions.decoder.weight.detach().clone())
     trained = inference.load_trained(with_head.model_folder).model
-    plain.bert.load_state_dict(
-        {name: value for name, value in trained.bert.state_dict().items() if "pooler" not in name}, strict=False
+    model.bert.load_state_dict(
+        {name: value for name, value in trained.bert.state_dict().items() if "pooler" not in name}
     )
-    plain.cls.predictions.decoder.weight = torch.nn.Parameter(head)
-    language.loaded.model.load_state_dict(plain.state_dict(), strict=False)
-    language.loaded.model.cls.predictions.decoder.weight = plain.cls.predictions.decoder.weight
     after = math.exp(language.losses(features).mean)
     found = rows["general text"]
     assert [float(found[2]), float(found[3])] == pytest.approx([before, after], rel=1e-3)
@@ -171,8 +170,6 @@ def soften(run: Run, *arguments: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["full_fine_tuning", "lora", "ia3"])
 def test_soften_goes_from_the_old_backbone_to_the_new_one(strategy, checkpoints: Path, tmp_path: Path) -> None:
-    from hftransfer.diagnose.softening import Examined
-
     run = train(checkpoints / "bert", tmp_path / "run", strategy)
     subject = Subject.load(run.folder, run.recipe)
     examined = Examined.load(run.folder, run.recipe, subject.old)
@@ -206,8 +203,6 @@ def test_soften_writes_a_model_with_its_own_scores(with_head: Run, tmp_path: Pat
     metrics = json.loads((folder / "metrics.json").read_text())
     share, kept = metrics["softened"]["share"], metrics["softened"]["retained"]
     assert kept >= 0.9 or share == 0
-    from hftransfer.recipe import DataSection
-
     scores = inference.evaluate(folder, DataSection(test=with_head.recipe.data.test))
     assert scores["accuracy"] == pytest.approx(metrics["test"]["accuracy"])
     assert verdict.charts[0].title == "Task score against retention"
@@ -223,13 +218,8 @@ def test_soften_without_anything_to_retain_is_refused(with_head: Run, tmp_path: 
     assert not (tmp_path / "soft").exists()
 
 
-def test_dora_is_refused(checkpoints: Path, tmp_path: Path) -> None:
-    from hftransfer.diagnose.softening import Softened
-
-    STRATEGIES["lora"]["dora"] = True
-    try:
-        run = train(checkpoints / "bert", tmp_path / "run", "lora")
-    finally:
-        del STRATEGIES["lora"]["dora"]
+def test_dora_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STRATEGIES, "lora", {"r": 2, "variant": "dora"})
+    run = train(checkpoints / "bert", tmp_path / "run", "lora")
     with pytest.raises(CheckpointError, match="DoRA"):
         Softened(inference.load_trained(run.model_folder), {})
