@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from hftransfer.recipe import CacheSection
+    from hftransfer.training_settings import CacheSection
 
 FORMAT = "layers-1"
 """Counts up when the same key would mean other vectors."""

@@ -46,20 +46,10 @@ def adapt(
         config: YAML file with settings of the task.
         recipe: The settings of the task; --output_dir holds both runs, adaptation/ and task/.
     """
-    from hftransfer.cli.inputs import check_inputs
     from hftransfer.cli.recipes import check_name
-    from hftransfer.data.named import check_exists
-    from hftransfer.errors import RecipeError
 
     check_name(name)
-    if recipe.output_dir is None:
-        raise RecipeError("no output folder", where="output_dir", fix="give --output_dir")
-    if not 0 < replay_share < 1:
-        raise RecipeError(f"{replay_share:g} is no share", where="--replay_share", fix="give a number between 0 and 1")
-    for flag, path in (("--texts", texts), ("--general", general)):
-        if path is not None:
-            check_exists(path, flag)
-    check_inputs(recipe.model_copy(update={"output_dir": str(Path(recipe.output_dir, "task"))}))
+    _check(recipe, replay_share, {"--texts": texts, "--general": general})
     with interruption.watched():
         from hftransfer.adaptation import AdaptationSettings
         from hftransfer.adaptation import adapt as run_both
@@ -75,3 +65,19 @@ def adapt(
             learning_rate=adapt_rate,
         )
         run_both(recipe, settings, origins=RecipeConfig.origins)
+
+
+def _check(recipe: Recipe, replay_share: float, files: dict[str, str | None]) -> None:
+    """Refuse what cannot work, before torch is loaded."""
+    from hftransfer.cli.inputs import check_inputs
+    from hftransfer.data.named import check_exists
+    from hftransfer.errors import RecipeError
+
+    if recipe.output_dir is None:
+        raise RecipeError("no output folder", where="output_dir", fix="give --output_dir")
+    if not 0 < replay_share < 1:
+        raise RecipeError(f"{replay_share:g} is no share", where="--replay_share", fix="give a number between 0 and 1")
+    for flag, path in files.items():
+        if path is not None:
+            check_exists(path, flag)
+    check_inputs(recipe.model_copy(update={"output_dir": str(Path(recipe.output_dir, "task"))}))

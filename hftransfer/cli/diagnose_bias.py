@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hftransfer.recipe import DataSection
+from hftransfer.verdicts import Verdict
 
 NO_DATA = DataSection()
 
@@ -54,9 +55,7 @@ def bias(
         run, data, model, groups=groups, positive=positive, terms=terms, cases=cases, positive_case=positive_case,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    from hftransfer.cli.tables import print_table, print_verdict
     from hftransfer.diagnose.bias import diagnose
-    from hftransfer.diagnose.bias_tables import WORDS
     from hftransfer.report.html import write_verdicts
     from hftransfer.run import Run
     from hftransfer.run_files import plain_numbers
@@ -69,8 +68,15 @@ def bias(
     if json:
         print(json_module.dumps(plain_numbers(verdict.model_dump(mode="json")), indent=1))
     else:
-        for table in verdict.hidden:
-            if table.caption == WORDS:
-                print_table(f"{WORDS} (strong language, where the data have it)", table.head, table.rows[:10])
-                print()
-        print_verdict(verdict)
+        _print(verdict)
+
+
+def _print(verdict: Verdict) -> None:
+    from hftransfer.cli.tables import print_table, print_verdict
+    from hftransfer.diagnose.bias_tables import WORDS
+
+    for table in verdict.hidden:
+        if table.caption == WORDS:
+            print_table(f"{WORDS} (strong language, where the data have it)", table.head, table.rows[:10])
+            print()
+    print_verdict(verdict)

@@ -47,7 +47,6 @@ def domain(
         positions: Tokens of each source that an encoder's own head guesses, one at a time.
         trust_remote_code: ORG/NAME@COMMIT, as for `run`.
     """
-    from hftransfer.data.named import check_exists
     from hftransfer.errors import DataError, RecipeError
     from hftransfer.run import Run
 
@@ -61,7 +60,23 @@ def domain(
         trust_remote_code = trust_remote_code or recipe.trust_remote_code
     if checkpoint is None:
         raise RecipeError("no checkpoint", where="--checkpoint", fix="give a folder or a Hub id, or --run RUN")
-    given = {"training": train, "deployment": deployment, "reference": reference}
+    paths = _sources({"training": train, "deployment": deployment, "reference": reference})
+    output = output or (None if json or kept is not None else Path("domain.html"))
+    if output is not None and not output.parent.is_dir():
+        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    if kept is not None and not kept.folder.joinpath("metrics.json").is_file():
+        raise DataError("no finished run (metrics.json is missing)", where=str(kept.folder), fix="name a run's folder")
+    _diagnose(
+        checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
+        max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def _sources(given: dict[str, str | None]) -> dict[str, str]:
+    """The files that are given; two of them at least."""
+    from hftransfer.data.named import check_exists
+    from hftransfer.errors import DataError
+
     paths = {name: path for name, path in given.items() if path is not None}
     if len(paths) < 2:
         there = f"only {next(iter(paths))}" if paths else "none"
@@ -72,15 +87,7 @@ def domain(
         )
     for name, path in paths.items():
         check_exists(path, FLAGS[name])
-    output = output or (None if json or kept is not None else Path("domain.html"))
-    if output is not None and not output.parent.is_dir():
-        raise DataError("no such folder", where=str(output.parent), fix="make it first")
-    if kept is not None and not kept.folder.joinpath("metrics.json").is_file():
-        raise DataError("no finished run (metrics.json is missing)", where=str(kept.folder), fix="name a run's folder")
-    _diagnose(
-        checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
-        max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    return paths
 
 
 def _diagnose(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from hftransfer.recipe import OptimSection
     from hftransfer.training.retention import Retention
+    from hftransfer.training_settings import OptimSection
 
 
 class Objective(Protocol):
@@ -159,20 +159,22 @@ def training_step(
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
     num_micro_steps = -(-largest // optim.per_device_train_batch_size)
-    losses = []
+
+    def accumulate(micro_step: int) -> torch.Tensor:
+        # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
+        idle = micro_step >= len(pieces)
+        batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        torch.manual_seed(step_seed(seed, step, micro_step, rank))
+        last = micro_step == num_micro_steps - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            loss = objective.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
+            # DDP averages gradients over ranks; the loss is a sum over them.
+            accelerator.backward(loss * world_size)
+        return loss.detach()
+
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
-        for micro_step in range(num_micro_steps):
-            # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
-            idle = micro_step >= len(pieces)
-            batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            torch.manual_seed(step_seed(seed, step, micro_step, rank))
-            last = micro_step == num_micro_steps - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = objective.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
-                # DDP averages gradients over ranks; the loss is a sum over them.
-                accelerator.backward(loss * world_size)
-            losses.append(loss.detach())
+        losses = [accumulate(micro_step) for micro_step in range(num_micro_steps)]
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, norm_value = _agree(accelerator, losses, norm)

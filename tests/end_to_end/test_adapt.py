@@ -67,7 +67,7 @@ def test_adapts_then_trains_and_says_what_changed(
     assert after["domain"] == pytest.approx(adaptation.metrics["validation"]["token_loss"], rel=1e-3)
     assert f"from {before['domain']:.3f} to {after['domain']:.3f} nats per token" in printed
     for run in (adaptation, trained):
-        assert [verdict.key for verdict in read_verdicts(run.folder)] == ["adaptation"]
+        assert [verdict.key for verdict in read_verdicts(run.folder)] == ["adaptation", "forgetting"]
         assert "nats per token" in run.report_file.read_text()
     assert predict(trained, ["the film"])[0]["prediction"] in ("a", "b")
 

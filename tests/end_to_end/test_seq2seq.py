@@ -83,7 +83,8 @@ def test_a_frozen_encoder_runs_once(
         folder = tmp_path / name
         folder.mkdir()
         settings = {"strategy__k": 1, "optim__num_train_epochs": 4}
-        runs[name] = train(folder, checkpoint, strategy__type="top_layers", cache__max_bytes=most, **settings)
+        limit = {} if most is None else {"cache__max_bytes": most}
+        runs[name] = train(folder, checkpoint, strategy__type="top_layers", **settings, **limit)
     cached, whole = runs["cached"].metrics, runs["whole"].metrics
     assert cached["training"]["cache_served_rows"] > 0
     assert "cache_served_rows" not in whole["training"] or not whole["training"]["cache_served_rows"]

@@ -9,8 +9,9 @@ from datasets import Dataset
 from hftransfer.advise.encoding import encode_layers
 from hftransfer.advise.facts import wording_of
 from hftransfer.caching.states import model_inputs
-from hftransfer.recipe import CacheSection, DataSection, TextClassification
+from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.registry import build_task
+from hftransfer.training_settings import CacheSection
 from tests.tiny_models import NUM_BLOCKS, tiny_classifier, tiny_tokenizer
 from tests.tiny_runs import TASKS
 

@@ -175,7 +175,7 @@ def test_embeddings_are_what_the_head_reads(pooling, checkpoints):
         ({"evaluation": {"early_stopping_patience": 2}}, "evaluation.early_stopping_patience: .*only at the end"),
         ({"evaluation": {"every": 2}}, "evaluation.every: .*only at the end"),
         ({"data": {"streaming": True}}, "data.streaming: .*drawn from all examples"),
-        ({"task": {"class_weights": "balanced"}}, "task.class_weights: .*fitted without it"),
+        ({"task": {"balance": "classes"}}, "task.balance: .*fitted without it"),
         ({"task": {"label_smoothing": 0.1}}, "task.label_smoothing: "),
         ({"task": {"focal_gamma": 1.0}}, "task.focal_gamma: "),
         ({"task": {"long_inputs": "windows"}}, "task.long_inputs: .*windows of one text"),

@@ -6,9 +6,10 @@ from typing import get_args
 
 import pytest
 
-from hftransfer.recipe import OptimSection, Recipe
+from hftransfer.recipe import Recipe
 from hftransfer.strategy_settings import StrategySettings
 from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve
+from hftransfer.training_settings import OptimSection
 
 # A section may serve several strategies.
 TYPES = [

@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 
 from hftransfer.caching.states import PlainInputs
-from hftransfer.recipe import DataSection, OptimSection, TextClassification
+from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.tasks.tokenization import tokenize
 from hftransfer.training.steps import EpochBatches, step_seed, training_step
+from hftransfer.training_settings import OptimSection
 from tests.tiny_models import WORDS, tiny_classifier, tiny_tokenizer
 
 LABELS = np.asarray([0, 1, 2, 2, 2, 0, 2, 1])
