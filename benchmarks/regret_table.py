@@ -7,6 +7,8 @@ scored.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

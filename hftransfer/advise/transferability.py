@@ -97,7 +97,7 @@ def h_score(features_ND: NDArray[Any], targets_NC: NDArray[Any]) -> float:
         DataError: If there are no rows, or the shapes do not fit together.
     """
     features_ND, targets_NC = _read(features_ND, targets_NC)
-    centred_ND: Matrix = features_ND - features_ND.mean(0)
+    centred_ND = (features_ND - features_ND.mean(0)).astype(np.float64)
     covariance_DD, kept = shrunk_covariance(centred_ND)
     inverse_DD: Matrix = np.linalg.pinv(covariance_DD, rcond=1e-15, hermitian=True)
     if not (targets_NC.sum(1) == 1).all():
