@@ -240,9 +240,10 @@ def _with_interval(facts: CardFacts, split: str, name: str) -> str:
     interval = facts.metrics.get("intervals", {}).get(split, {}).get(name)
     if value is None:
         return "undefined"
-    if not interval:
+    low, high = (interval["low"], interval["high"]) if isinstance(interval, Mapping) else interval or (None, None)
+    # One example alone has no interval.
+    if low is None or high is None:
         return f"{value:.4f}"
-    low, high = (interval["low"], interval["high"]) if isinstance(interval, Mapping) else interval
     return f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 

@@ -79,12 +79,11 @@ def test_a_frozen_encoder_runs_once(
 ) -> None:
     """Top layers of the decoder train from cached states to the weights and the scores of a whole pass."""
     checkpoint, runs = language_models / family / "AutoModelForSeq2SeqLM", {}
-    for name, most in (("cached", None), ("whole", 0)):
+    for name, cache in (("cached", {}), ("whole", {"cache__max_bytes": 0})):
         folder = tmp_path / name
         folder.mkdir()
         settings = {"strategy__k": 1, "optim__num_train_epochs": 4}
-        limit = {} if most is None else {"cache__max_bytes": most}
-        runs[name] = train(folder, checkpoint, strategy__type="top_layers", **settings, **limit)
+        runs[name] = train(folder, checkpoint, strategy__type="top_layers", **cache, **settings)
     cached, whole = runs["cached"].metrics, runs["whole"].metrics
     assert cached["training"]["cache_served_rows"] > 0
     assert "cache_served_rows" not in whole["training"] or not whole["training"]["cache_served_rows"]

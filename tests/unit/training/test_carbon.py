@@ -132,6 +132,9 @@ def test_a_run_keeps_it_in_its_metrics_and_its_card(stand_in: Any, tmp_path: Pat
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics["carbon"]["emissions_kg"] == 2e-6
     card = (run.model_folder / "README.md").read_text()
+    # The one validation example has scores, and no interval around them.
+    assert metrics["intervals"]["validation"]["accuracy"] == [None, None]
+    assert "[" not in next(line for line in card.splitlines() if line.startswith("| accuracy"))
     assert "0.002 g CO2eq, 5e-06 kWh (codecarbon)" in card
     assert "co2_eq_emissions:" in card
 
