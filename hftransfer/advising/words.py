@@ -8,7 +8,8 @@ from typing import Any
 
 from hftransfer.advise.fitted import KNOWLEDGE
 from hftransfer.advising import Advice, Option
-from hftransfer.report.page import NONE, duration, size
+from hftransfer.report.page import duration, size
+from hftransfer.report.svg import NONE
 from hftransfer.verdicts import Estimate, IntervalChart, Line, LineChart, Verdict, VerdictTable
 
 KEY = "advice"
