@@ -259,8 +259,8 @@ def _right(outputs_NC: NDArray[Any], targets_NC: NDArray[Any], problem: Problem)
     """Whether each row's class is the predicted one; nothing for scores that rows do not have."""
     if problem != "single_label":
         return np.empty(0)
-    right: NDArray[Any] = (outputs_NC.argmax(1) == targets_NC.argmax(1)).astype(float)
-    return right
+    right_N: NDArray[Any] = (outputs_NC.argmax(1) == targets_NC.argmax(1)).astype(float)
+    return right_N
 
 
 def _standard_error(score: float, right_N: NDArray[Any], count: int) -> float:

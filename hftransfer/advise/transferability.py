@@ -97,9 +97,9 @@ def h_score(features_ND: NDArray[Any], targets_NC: NDArray[Any]) -> float:
         DataError: If there are no rows, or the shapes do not fit together.
     """
     features_ND, targets_NC = _read(features_ND, targets_NC)
-    centred_ND: Matrix = features_ND - features_ND.mean(0)
+    centred_ND = features_ND - features_ND.mean(0)
     covariance_DD, kept = shrunk_covariance(centred_ND)
-    inverse_DD = np.linalg.pinv(covariance_DD, rcond=1e-15, hermitian=True).astype(np.float64)
+    inverse_DD = np.asarray(np.linalg.pinv(covariance_DD, rcond=1e-15, hermitian=True), np.float64)
     if not (targets_NC.sum(1) == 1).all():
         parts = [np.stack([column, 1 - column], 1) for column in targets_NC.T]
         return float(np.mean([_between(centred_ND, part_N2, inverse_DD, kept) for part_N2 in parts]))

@@ -49,7 +49,9 @@ def test_advice_names_a_strategy_and_why(rows, checkpoints, capsys, tmp_path, js
     assert found["facts"]["classes"] == {"no": 18, "yes": 18}
     assert len(found["reading"]["layers"]) == 4
     assert all(option["seconds"] > 0 and option["memory_bytes"] > 0 for option in found["options"])
-    assert all(low <= score <= high for score, (low, high) in ((o["score"], o["interval"]) for o in found["options"]))
+    predicted = [option for option in found["options"] if option["score"] is not None]
+    assert len(predicted) > 6
+    assert all(one["interval"][0] <= one["score"] <= one["interval"][1] for one in predicted)
 
 
 def test_a_schedule_that_the_user_chose_stays(rows, checkpoints, capsys):
