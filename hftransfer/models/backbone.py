@@ -81,4 +81,4 @@ def untie_head(model: PreTrainedModel) -> None:
     """Give the output embeddings weights of their own, which stay as they are when the input embeddings change."""
     head = model.get_output_embeddings()
     if head is not None:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # type: ignore[assignment]
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)

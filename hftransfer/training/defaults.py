@@ -40,7 +40,7 @@ STRATEGY_DEFAULTS: dict[str, Defaults] = {
 LAST_WEIGHTS = ("feature_extraction",)
 
 # docs/forgetting.md has the measurement (`python -m benchmarks.retention`).
-RETAIN_STRENGTHS = {"l2_sp": 30.0, "ewc": 30.0, "mixout": 0.7}
+RETAIN_STRENGTHS = {"l2_sp": 100.0, "ewc": 100.0, "mixout": 0.7}
 
 Origins = dict[str, str]
 

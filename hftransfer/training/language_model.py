@@ -62,8 +62,11 @@ class LanguageModel:
         # Masked: loss and hit of each token. Causal: how many losses there are, and these.
         losses = [row[:, 0] if row.ndim == 2 else row[1 : 1 + int(row[0])] for row in map(np.asarray, found)]
         count = features.num_examples
-        sums_N = np.bincount(features.example_N, [float(row.sum()) for row in losses], count)
-        return TextLosses(sums_N, np.bincount(features.example_N, [len(row) for row in losses], count))
+        sums_N, tokens_N = (
+            np.bincount(features.example_N, np.asarray(values, np.float64), count).astype(np.float64)
+            for values in ([row.sum() for row in losses], [len(row) for row in losses])
+        )
+        return TextLosses(sums_N, tokens_N)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def load_language_model(checkpoint: str, trust_remote_code: str | None = None) -
     kind = model_type(checkpoint, trust_remote_code)
     if kind not in FAMILIES:
         return None
-    data, task = DataSection(), None
+    data = DataSection()
+    task: Task | None = None
     if MaskedLMTask.suits(kind):
         task = MaskedLMTask(MaskedLM(), data)
     elif CausalLMTask.suits(kind):
@@ -117,7 +121,8 @@ def texts_of(dataset: Dataset, recipe: Recipe, most: int) -> list[str]:
 
 def spread_rows(count: int, most: int) -> list[int]:
     """At most so many rows of all, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()
+    rows: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()
+    return rows
 
 
 def _words(value: Any) -> str:
