@@ -241,6 +241,98 @@ TaskSettings = Annotated[
 ]
 
 
+<<<<<<< HEAD
+=======
+class OptimSection(Section):
+    """Optimisation. None means: the strategy's measured default."""
+
+    learning_rate: Rate | None = Field(None, description="Peak rate of the top block, of adapters and of a head alone.")
+    head_learning_rate: Rate | None = Field(None, description="Peak rate of the head when more than the head learns.")
+    num_train_epochs: PositiveInt | None = Field(None, description="Passes over the training data.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps.")
+    per_device_train_batch_size: PositiveInt = Field(32, description="Examples per device and micro-step.")
+    per_device_eval_batch_size: PositiveInt = Field(256, description="At most this many examples per evaluation batch.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-steps per optimizer step.")
+    weight_decay: float | None = Field(
+        None, ge=0.0, le=1.0, description="Decay of weight matrices (not biases or norms)."
+    )
+    warmup_ratio: Fraction | None = Field(None, description="Share of a stage's steps that ramps the rate up.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup", "polynomial"] = Field(
+        "linear", description="How the rate falls after the warm-up."
+    )
+    layer_decay: Rate | None = Field(None, description="Factor on the rate for every block further down.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the gradient's norm at this; 0 does not clip.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    torch_compile: bool = Field(False, description="Compile the model's forward pass.")
+    retain: Literal["none", "l2_sp", "ewc", "mixout"] = Field(
+        "none", description="Holds pretrained weights near their values while they learn (docs/forgetting.md)."
+    )
+    retain_strength: float | None = Field(
+        None,
+        ge=0.0,
+        description="How hard: l2_sp and ewc, the pull; mixout, the share of weights put back in each step. By method "
+        "when absent.",
+    )
+
+    @model_validator(mode="after")
+    def _share_of_weights(self) -> OptimSection:
+        """Mixout's strength is a probability."""
+        if self.retain == "mixout" and self.retain_strength is not None and self.retain_strength >= 1:
+            raise ValueError("retain_strength of mixout is a share of the weights, below 1")
+        if self.retain == "none" and self.retain_strength is not None:
+            raise ValueError("retain_strength needs a method: set retain to l2_sp, ewc or mixout")
+        return self
+
+
+class EvaluationSection(Section):
+    """When to evaluate and what decides which model is kept."""
+
+    every: PositiveInt | None = Field(None, description="Evaluate every N optimizer steps; each epoch when absent.")
+    metric: str | None = Field(None, description="Metric that chooses the best model; derived from the problem.")
+    keep: Literal["auto", "best", "last", "ema", "soup"] = Field(
+        "auto",
+        description="Which weights are kept: those of the best evaluation, the last ones, their moving average, or a "
+        "greedy soup of the evaluated ones; auto: best or last, by strategy.",
+    )
+    early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
+    calibration: Literal["auto", "required", "temperature", "thresholds", "none"] = Field(
+        "auto",
+        description="Fit a temperature and, multi-label, each label's threshold on validation data and fold them into "
+        "the head; auto: where the head can take them; temperature: thresholds stay at 0.5; thresholds: they are kept "
+        "beside the head, which stays as it is.",
+    )
+
+    @property
+    def tunes_thresholds(self) -> bool:
+        """Whether labels' thresholds are chosen on validation data."""
+        return self.calibration in ("auto", "required", "thresholds")
+
+    @property
+    def folds(self) -> bool:
+        """Whether the head is changed."""
+        return self.calibration in ("auto", "required", "temperature")
+
+
+class CacheSection(Section):
+    """What the frozen part of a model computes is kept and found again, by this run and others."""
+
+    max_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Most bytes on disk ($HFTRANSFER_CACHE), beyond which is recomputed; 0 switches the cache off. "
+        "Half of the free space when absent.",
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="Precision of what is kept; that of the training when absent."
+    )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is kept or looked up."""
+        return self.max_bytes == 0
+
+
+>>>>>>> h_forgetting
 MIN_CHOICES, MAX_CHOICES = 2, 8
 """How many choices an example of multiple choice may have."""
 

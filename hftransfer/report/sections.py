@@ -153,7 +153,7 @@ def curves(run: RunView) -> Section | None:
         return None
     best = run.metrics["training"].get("best_step")
     kept = "The ring marks the best evaluation"
-    kept += KEPT_WORDS[run.setting("evaluation.keep")]
+    kept += KEPT_WORDS.get(run.setting("evaluation.keep"), ".")
     figures = [
         charts.lines(
             "Training loss",
