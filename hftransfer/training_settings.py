@@ -36,7 +36,8 @@ class OptimSection(Section):
     retain_strength: float | None = Field(
         None,
         ge=0.0,
-        description="How hard: l2_sp and ewc, the pull; mixout, the share of weights put back in each step.",
+        description="How hard: l2_sp and ewc, the pull; mixout, the share of weights put back in each step. By method "
+        "when absent.",
     )
 
     @model_validator(mode="after")

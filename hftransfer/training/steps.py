@@ -154,7 +154,6 @@ def training_step(
     """
     # What a task draws at random is the same for a row however the batch is shared out.
     drawn = step_seed(seed, step, 0, 0)
-<<<<<<< HEAD
     weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
@@ -175,13 +174,6 @@ def training_step(
 
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
         losses = [accumulate(micro_step) for micro_step in range(num_micro_steps)]
-=======
-    pieces = micro_batches(
-        rank_slice(rows, accelerator.process_index, accelerator.num_processes), optim.per_device_train_batch_size
-    )
-    with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
-        losses = _backward(accelerator, model, task, inputs, rows, pieces, optim, seed=seed, step=step, drawn=drawn)
->>>>>>> h_forgetting
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, norm_value = _agree(accelerator, losses, norm)
@@ -193,40 +185,6 @@ def training_step(
         retention.pull(optimizer)
     optimizer.zero_grad()
     return result
-
-
-def _backward(
-    accelerator: Accelerator,
-    model: nn.Module,
-    task: Task,
-    inputs: Inputs,
-    rows: NDArray[np.int64],
-    pieces: Sequence[NDArray[np.int64]],
-    optim: OptimSection,
-    *,
-    seed: int,
-    step: int,
-    drawn: int,
-) -> list[torch.Tensor]:
-    """The gradient of a global batch, of which this process has these pieces; their losses."""
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    weight = task.weight(inputs.features, rows, drawn)
-    largest = -(-len(rows) // world_size)
-    num_micro_steps = -(-largest // optim.per_device_train_batch_size)
-    losses = []
-    for micro_step in range(num_micro_steps):
-        # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
-        idle = micro_step >= len(pieces)
-        batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        torch.manual_seed(step_seed(seed, step, micro_step, rank))
-        last = micro_step == num_micro_steps - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = task.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
-            # DDP averages gradients over ranks; the loss is a sum over them.
-            accelerator.backward(loss * world_size)
-        losses.append(loss.detach())
-    return losses
 
 
 def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, float]:
