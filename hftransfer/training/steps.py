@@ -152,6 +152,7 @@ def training_step(
     Raises:
         NotFinite: Before the update, on every rank.
     """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
     # What a task draws at random is the same for a row however the batch is shared out.
     drawn = step_seed(seed, step, 0, 0)
     weight = objective.weight(inputs.features, rows, drawn)
