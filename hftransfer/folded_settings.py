@@ -13,6 +13,7 @@ FOLDED = {
     "data.chunk_examples": "give the number to data.streaming",
     "strategy.dora": "set strategy.variant to dora",
     "strategy.rslora": "set strategy.variant to rslora",
+    "task.class_weights": "set task.balance to classes where it was balanced, else leave it out",
     "cache.enabled": "leave it out, or set cache.max_bytes to 0 to switch the cache off",
     "evaluation.load_best": "set evaluation.keep to best or last",
     "task.tune_thresholds": "leave it out, or set evaluation.calibration to temperature to keep thresholds at 0.5",

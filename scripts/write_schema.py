@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from hftransfer.cli.recipes import schema_file
 from hftransfer.recipe import UNIONS, Recipe
+
+SCHEMA_FILE = Path(__file__).parents[1] / "recipes" / "configs" / "recipe.schema.json"
+"""In this tree, which need not be the one that is installed."""
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -26,4 +29,4 @@ def schema_text() -> str:
 
 
 if __name__ == "__main__":
-    schema_file().write_text(schema_text(), encoding="utf-8")
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

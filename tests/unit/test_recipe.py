@@ -13,7 +13,7 @@ from hftransfer.cli.recipes import config_files, recipe_names, schema_file
 from hftransfer.folded_settings import FOLDED
 from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
-from scripts.write_schema import recipe_schema, schema_text
+from scripts.write_schema import SCHEMA_FILE, recipe_schema, schema_text
 
 
 def models_below(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -134,7 +134,8 @@ def test_a_folded_setting_says_what_it_became(name: str) -> None:
     fields = Recipe.model_json_schema()
     for field in new_fields:
         part, _, new = field.partition(".")
-        definitions = fields["$defs"]["Lora"] if part == "strategy" else fields["$defs"][f"{part.capitalize()}Section"]
+        home = {"strategy": "Lora", "task": "TextClassification"}.get(part, f"{part.capitalize()}Section")
+        definitions = fields["$defs"][home]
         assert new in definitions["properties"]
         assert leaf not in definitions["properties"]
     kind = {"strategy": {"type": "lora"}}.get(section, {})
@@ -150,7 +151,7 @@ def test_every_strategy_of_the_union_has_its_name() -> None:
 
 
 def test_the_committed_schema_is_up_to_date() -> None:
-    assert schema_file().read_text(encoding="utf-8") == schema_text(), "run scripts/write_schema.py"
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), "run scripts/write_schema.py"
 
 
 def test_the_schema_lets_a_strategy_be_its_name_and_describes_settings() -> None:
