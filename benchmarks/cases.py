@@ -221,7 +221,7 @@ _GRADUAL = {"type": "gradual_unfreezing", "stages": 4}
 UNFREEZING = Case(
     "unfreezing",
     "Gradual unfreezing, 4 stages, 6 epochs",
-    (ours(_GRADUAL, 6, "cached"), ours(_GRADUAL, 6, "uncached", recipe={"cache": {"enabled": "off"}})),
+    (ours(_GRADUAL, 6, "cached"), ours(_GRADUAL, 6, "uncached", recipe={"cache": {"max_bytes": 0}})),
     (Comparison("uncached", "cached", 1.8),),
 )
 

@@ -80,7 +80,7 @@ def possible(prepared: Prepared) -> bool:
     return (
         recipe.strategy.type == "feature_extraction"
         and recipe.task.type == "text_classification"
-        and recipe.cache.enabled != "off"
+        and not recipe.cache.is_off
         and recipe.resume == "never"
         and recipe.checkpoint_every is None
         and recipe.evaluation.early_stopping_patience is None
@@ -197,9 +197,10 @@ def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[
     """Score every head on validation data, and keep its weights if they are its best."""
     metric, task = bench.training.metric, copy.copy(prepared.task)
     load_best = bench.training.recipe.evaluation.load_best
+    thresholds = bench.training.recipe.evaluation.tunes_thresholds
     logits_SMC, copies = trained.logits(bench.validation_MD).cpu().numpy(), trained.copies()
     for head, logits_MC, weights in zip(heads, logits_SMC, copies, strict=True):
-        task.calibrate(logits_MC, bench.training.validation)
+        task.calibrate(logits_MC, bench.training.validation, thresholds=thresholds)
         scores, progress = task.score(logits_MC, bench.training.validation), head.progress
         progress.step = step
         if is_better(scores[metric], progress.best_score, metric):

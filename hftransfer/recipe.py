@@ -9,29 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from hftransfer.folded_settings import FOLDED, NOW_PART, folded_setting
 from hftransfer.redaction import secret_setting
+from hftransfer.setting_values import CHUNK_EXAMPLES, Seeds, Splits, Streaming, listed_columns, split_roles
 from hftransfer.strategy_settings import Fraction, PlainStrategy, Rate, Section, StrategySettings
-
-
-def _split_seeds(value: Any) -> Any:
-    """`1,2,3` as a list."""
-    return value.split(",") if isinstance(value, str) and "," in value else value
-
-
-def _distinct(value: int | list[int]) -> int | list[int]:
-    if isinstance(value, list) and len(set(value)) < len(value):
-        raise ValueError("a seed is named twice")
-    return value
-
-
-Seeds = Annotated[
-    PositiveInt | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
-    BeforeValidator(_split_seeds),
-    AfterValidator(_distinct),
-]
-"""A number of seeds, or the seeds."""
 
 
 class DataSection(Section):
@@ -42,12 +25,15 @@ class DataSection(Section):
     )
     validation: str | None = Field(None, description="Validation file; without one a part of train is cut off.")
     test: str | None = Field(None, description="Test file, scored once at the end.")
-    name: str | None = Field(None, description="Hub dataset id or saved DatasetDict folder, in place of files.")
+    name: str | None = Field(
+        None, description="Hub dataset id (with @revision) or saved DatasetDict folder, in place of files."
+    )
     config: str | None = Field(None, description="Configuration of the Hub dataset.")
-    revision: str | None = Field(None, description="Branch, tag or commit of the Hub dataset.")
-    train_split: str = Field("train", description="Split of `name` to train on.")
-    validation_split: str = Field("validation", description="Split of `name` to validate on.")
-    test_split: str = Field("test", description="Split of `name` to test on.")
+    splits: Splits = Field(
+        "train,validation,test",
+        description="Splits of `name` to train, validate and test on, joined by commas; all but the first may be left "
+        "out.",
+    )
     text: str = Field(
         "text",
         description="Column with the text. Token classification: lists of words, or raw text. Question answering: the "
@@ -78,11 +64,22 @@ class DataSection(Section):
     )
     validation_fraction: Rate = Field(0.1, description="Part of train cut off when there is no validation data.")
     max_train_examples: PositiveInt | None = Field(None, description="Train on a random subset of this size.")
-    streaming: bool = Field(False, description="Read training data in chunks, with bounded memory.")
-    chunk_examples: PositiveInt = Field(
-        50_000, description="Examples that streaming holds at once; it shuffles within a chunk."
+    streaming: Streaming = Field(
+        False,
+        description="Read training data in chunks, with bounded memory, and shuffle within them; a number: so many "
+        f"examples a chunk; true: {CHUNK_EXAMPLES:,}.",
     )
     max_length: PositiveInt | None = Field(None, description="Longest input in tokens; derived from data and model.")
+
+    @property
+    def chunk_examples(self) -> int:
+        """Examples that streaming holds at once."""
+        return CHUNK_EXAMPLES if isinstance(self.streaming, bool) else self.streaming
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """The splits of `name` by what they are for: train, and validation and test as far as they are named."""
+        return split_roles(self.splits)
 
 
 ColumnKind = Literal["text", "texts", "label", "index", "tags", "spans", "answers"]
@@ -153,7 +150,6 @@ class TextClassification(WindowedTask, SmoothedTask):
         "often.",
     )
     focal_gamma: float = Field(0.0, ge=0.0, description="Exponent of the focal loss; 0 is plain cross-entropy.")
-    tune_thresholds: bool = Field(True, description="Multi-label: choose each label's threshold on validation.")
 
     @property
     def has_classes(self) -> bool:
@@ -219,20 +215,9 @@ class MaskedLM(TaskSection):
     whole_words: bool = Field(False, description="Mask whole words, not single tokens (T5 hides spans either way).")
 
 
-def besides(recipe: Recipe) -> list[str]:
-    """Columns that are neither read nor learnt from: those with groups, unless they are input or label, too."""
-    used = {*recipe.task.input_columns(recipe.data), *recipe.task.label_columns(recipe.data)}
-    return [name for name in listed_columns(recipe.data.sensitive) if name not in used]
-
-
 GROUP_BALANCES = ("groups", "sample_groups")
 """Values of `task.balance` that need `data.sensitive`."""
 NO_GROUPS = "no columns with groups"
-
-
-def listed_columns(names: str | None) -> list[str]:
-    """The column names in a setting that may hold several, joined by commas."""
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 TaskSettings = Annotated[
@@ -274,25 +259,41 @@ class EvaluationSection(Section):
         description="Keep the weights with the best validation metric, not the last ones; by strategy when absent.",
     )
     early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
-    calibration: Literal["auto", "required", "none"] = Field(
+    calibration: Literal["auto", "required", "temperature", "thresholds", "none"] = Field(
         "auto",
-        description="Fold a temperature fitted on validation data, and labels' thresholds, into the head; auto: where "
-        "the head can take them.",
+        description="Fit a temperature and, multi-label, each label's threshold on validation data and fold them into "
+        "the head; auto: where the head can take them; temperature: thresholds stay at 0.5; thresholds: they are kept "
+        "beside the head, which stays as it is.",
     )
+
+    @property
+    def tunes_thresholds(self) -> bool:
+        """Whether labels' thresholds are chosen on validation data."""
+        return self.calibration in ("auto", "required", "thresholds")
+
+    @property
+    def folds(self) -> bool:
+        """Whether the head is changed."""
+        return self.calibration in ("auto", "required", "temperature")
 
 
 class CacheSection(Section):
     """What the frozen part of a model computes is kept and found again, by this run and others."""
 
-    enabled: Literal["auto", "off"] = Field("auto", description="auto: wherever blocks are frozen and it pays.")
     max_bytes: int | None = Field(
         None,
         ge=0,
-        description="Most bytes on disk ($HFTRANSFER_CACHE); beyond it is recomputed. Half of the free space.",
+        description="Most bytes on disk ($HFTRANSFER_CACHE), beyond which is recomputed; 0 switches the cache off. "
+        "Half of the free space when absent.",
     )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="Precision of what is kept; that of the training when absent."
     )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is kept or looked up."""
+        return self.max_bytes == 0
 
 
 MIN_CHOICES, MAX_CHOICES = 2, 8
@@ -344,6 +345,12 @@ class Recipe(Section):
     report_examples: bool = Field(False, description="Show the worst errors with their texts in report.html.")
 
     @property
+    def beside(self) -> list[str]:
+        """Columns that are neither read nor learnt from: those with groups, unless they are input or label, too."""
+        used = {*self.task.input_columns(self.data), *self.task.label_columns(self.data)}
+        return [name for name in listed_columns(self.data.sensitive) if name not in used]
+
+    @property
     def training_seeds(self) -> tuple[int, ...]:
         """The seeds that a head, the order of examples and dropout are drawn from; `seed` alone decides the splits."""
         if isinstance(self.seeds, int):
@@ -357,6 +364,9 @@ class Recipe(Section):
         secret = secret_setting(values)
         if secret is not None:
             raise ValueError(f"{secret} holds a token or a password; {NO_SECRETS}")
+        folded = folded_setting(values)
+        if folded is not None:
+            raise ValueError(f"{folded} {NOW_PART}; {FOLDED[folded]}")
         if isinstance(values, dict):
             for name, usual in UNIONS.items():
                 value = values.get(name)

@@ -123,7 +123,7 @@ def score(
     for split in data.evaluated:
         predictions, features = predict(split), data.features[split]
         if split == "validation":
-            task.calibrate(predictions, features)
+            task.calibrate(predictions, features, thresholds=recipe.evaluation.tunes_thresholds)
             found.calibration, predictions = calibration.calibrate(
                 recipe, model, task, predictions, features, sharded=sharded
             )

@@ -64,8 +64,11 @@ class Lora(AdapterStrategy):
         "all_linear", description="Which linear layers of the blocks get adapters, or a list of module name endings."
     )
     top_blocks: PositiveInt | None = Field(None, description="Adapt the top k blocks alone; all blocks when absent.")
-    dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv:2402.09353).")
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).")
+    variant: Literal["lora", "dora", "rslora"] = Field(
+        "lora",
+        description="dora: weight-decomposed adapters (arXiv:2402.09353); rslora: scale by alpha / sqrt(r), not "
+        "alpha / r (arXiv:2312.03732).",
+    )
 
 
 class Ia3(AdapterStrategy):

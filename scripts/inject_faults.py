@@ -59,7 +59,7 @@ def train(task: str, variant: str, strategy: str, folder: Path) -> tuple[Path, P
     name = CLASSES.get(task, "AutoModel")
     checkpoint = write_tiny_checkpoint(folder / "checkpoint", family, auto_class=getattr(transformers, name))
     settings: dict[str, Any] = {"type": strategy, **STRATEGIES[strategy]}
-    settings |= {"merge": True} if variant == "merged" else {"dora": True} if variant == "dora" else {}
+    settings |= {"merge": True} if variant == "merged" else {"variant": "dora"} if variant == "dora" else {}
     rows, columns, task_settings = [dict(row) for row in TASKS[task][2]], {}, {}
     for at, row in enumerate(rows):
         if variant == "multi_label":

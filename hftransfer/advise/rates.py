@@ -185,7 +185,7 @@ def predict_cost(
         devices=devices,
         activation_bytes=number_bytes,
         recompute=optim.gradient_checkpointing,
-        cached=recipe.cache.enabled == "auto" and not optim.torch_compile,
+        cached=not recipe.cache.is_off and not optim.torch_compile,
         cache_bytes=number_bytes,
         cache_per_token=not anatomy.model_class.endswith("ForSequenceClassification"),
     )

@@ -115,7 +115,7 @@ class BoundaryCache:
     _trouble: str = ""
 
     def __post_init__(self) -> None:
-        if self.recipe.cache.enabled != "off":
+        if not self.recipe.cache.is_off:
             StateStore().check()
 
     @contextmanager
@@ -143,7 +143,7 @@ class BoundaryCache:
 
     def _taps(self, model: nn.Module, boundaries: Sequence[int]) -> list[Tap]:
         """Where to cut: at the first boundary, and at the later ones that can be cut."""
-        if self.recipe.cache.enabled == "off":
+        if self.recipe.cache.is_off:
             raise CannotSplitError("it is switched off")
         if self.task.random_inputs:
             raise CannotSplitError("the inputs are drawn anew at every step")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftransfer.errors import CheckpointError, DataError, RecipeError
-from hftransfer.recipe import DataSection, TextClassification, listed_columns
+from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.run_files import METRICS_FILE
+from hftransfer.setting_values import listed_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

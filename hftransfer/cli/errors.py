@@ -5,9 +5,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownOptionError
 from pydantic import ValidationError
 
+from hftransfer.folded_settings import FOLDED, NOW_PART
 from hftransfer.recipe import UNIONS, Recipe
 from hftransfer.redaction import redact
 
@@ -18,6 +19,10 @@ MAX_LINE = 600
 
 def one_line(error: Exception) -> str:
     """What is wrong, where and what to do, on one line."""
+    if isinstance(error, UnknownOptionError):
+        option = (error.token.keyword or error.token.value).partition("=")[0].removeprefix("--")
+        if option in FOLDED:
+            return f"{option}: {NOW_PART}; {FOLDED[option]}"
     cause = error if isinstance(error, ValidationError) else error.__cause__
     if isinstance(cause, ValidationError):
         # cyclopts validates a section by itself: its own name has to go before the setting's.

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hftransfer.data.augment import check_remedies
-from hftransfer.data.named import check_exists, check_present, needed_columns
+from hftransfer.data.named import check_exists, check_present, dataset_and_revision, needed_columns
 from hftransfer.data.readers import file_format, stream_tables
+from hftransfer.data.squad_file import is_squad, squad_rows
 from hftransfer.errors import CheckpointError, DataError, RecipeError
-from hftransfer.recipe import Recipe, listed_columns
+from hftransfer.recipe import Recipe
 from hftransfer.run import check_output_folder
+from hftransfer.setting_values import listed_columns
 from hftransfer.tasks.metric_names import METRICS, did_you_mean
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb", "all")
@@ -113,6 +115,8 @@ def _check_data(recipe: Recipe) -> None:
     data = recipe.data
     if data.name is not None and data.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
+    if data.name is not None:
+        dataset_and_revision(data)
     wanted = needed_columns(data, recipe.task)
     for name, path in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if path is None:
@@ -147,7 +151,7 @@ def _keys(file: Path) -> list[str] | None:
     try:
         records: list[Any] = list(_records(file))
         found = dict.fromkeys(key for record in records for key in record) if records else None
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError, TypeError, DataError):
         return None
     return None if found is None else list(found)
 
@@ -158,4 +162,5 @@ def _records(file: Path) -> Iterator[Any]:
         yield from (json.loads(line) for line in text.splitlines() if line.strip())
         return
     content = json.loads(text)
-    yield from content["data"] if isinstance(content, dict) else content
+    records = content["data"] if isinstance(content, dict) else content
+    yield from squad_rows(records, str(file)) if is_squad(records) else records

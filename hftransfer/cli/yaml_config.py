@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from hftransfer.cli.errors import describe
 from hftransfer.cli.recipes import recipe_names
 from hftransfer.errors import RecipeError
+from hftransfer.folded_settings import FOLDED, NOW_PART, folded_setting
 from hftransfer.recipe import NO_SECRETS, UNIONS, Recipe
 from hftransfer.redaction import secret_setting
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
@@ -87,6 +88,9 @@ def build_recipe(
     secret = secret_setting(values)
     if secret is not None:
         raise RecipeError("holds a token or a password", where=secret, fix=NO_SECRETS)
+    folded = folded_setting(values)
+    if folded is not None:
+        raise RecipeError(NOW_PART, where=folded if path is None else f"{path}: {folded}", fix=FOLDED[folded])
     try:
         return Recipe.model_validate(_with_task(values, task))
     except ValidationError as error:

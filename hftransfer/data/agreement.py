@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from hftransfer.data.kinds import is_list, is_text, is_text_list, refuse_rows
 from hftransfer.data.records import Locate
 from hftransfer.errors import DataError
-from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, TaskSection, listed_columns
+from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, TaskSection
+from hftransfer.setting_values import listed_columns
 
 Columns = Callable[[str], pa.ChunkedArray]
 

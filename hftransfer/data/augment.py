@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from hftransfer.data.terms import augmented, load_terms
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, Recipe, listed_columns
+from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, Recipe
+from hftransfer.setting_values import listed_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

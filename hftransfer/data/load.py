@@ -20,7 +20,14 @@ from hftransfer.data.check import (
     typed_labels,
 )
 from hftransfer.data.kinds import is_list
-from hftransfer.data.named import USUAL_TASK, check_duplicates, check_exists, check_present, needed_columns
+from hftransfer.data.named import (
+    USUAL_TASK,
+    check_duplicates,
+    check_exists,
+    check_present,
+    dataset_and_revision,
+    needed_columns,
+)
 from hftransfer.data.parts import Part, check_classes, one_label_type
 from hftransfer.data.readers import DELIMITERS, file_format, read_table, row_locator
 from hftransfer.data.records import row_number, table_from_records
@@ -199,40 +206,36 @@ def file_parts(section: DataSection, task: TaskSection = USUAL_TASK) -> dict[str
 
 
 def _named_parts(section: DataSection, task: TaskSection) -> dict[str, Part]:
-    name = str(section.name)
-    place = f"data.name ({name})"
+    name, revision = dataset_and_revision(section)
+    place = f"data.name ({section.name})"
     folder = Path(name)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         loaded = _saved(folder, place)
     else:
         try:
-            loaded = load_dataset(name, section.config, revision=section.revision)
+            loaded = load_dataset(name, section.config, revision=revision)
         except Exception as error:  # no common base: connection, missing dataset, wrong configuration, damaged files
             raise DataError(
                 f"the dataset cannot be loaded: {error.__cause__ or error}",
                 where=place,
-                fix="check name, config, revision and the connection to the Hub, or give local files in data.train",
+                fix="check name, @revision, config and the connection to the Hub, or give local files in data.train",
             ) from error
     if isinstance(loaded, Dataset):
-        loaded = {section.train_split: loaded}
+        loaded = {section.split_names["train"]: loaded}
     return _dict_parts(loaded, section, place) | file_parts(section, task)
 
 
 def _dict_parts(loaded: Any, section: DataSection, place: str) -> dict[str, Part]:
     """The wanted splits of a DatasetDict. Only validation and test under their default names may be absent."""
     parts = {}
-    for name, split in (
-        ("train", section.train_split),
-        ("validation", section.validation_split),
-        ("test", section.test_split),
-    ):
+    for name, split in section.split_names.items():
         if split in loaded:
             parts[name] = Part(loaded[split], f"{place}, split {split}")
         elif name == "train" or split != name:
             raise DataError(
                 f"no split {split!r}; there are {', '.join(map(repr, loaded))}",
                 where=place,
-                fix=f"set data.{name}_split",
+                fix="name them in data.splits",
             )
     return parts
 

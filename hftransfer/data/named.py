@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hftransfer.errors import DataError
-from hftransfer.recipe import DataSection, TaskSection, TextClassification, listed_columns
+from hftransfer.recipe import DataSection, TaskSection, TextClassification
+from hftransfer.setting_values import listed_columns, name_and_revision
 
 USUAL_TASK = TextClassification()
 MOST_NAMES, LONGEST_NAME = 20, 60
@@ -21,6 +22,22 @@ def needed_columns(section: DataSection, task: TaskSection = USUAL_TASK, *, labe
         names += [*task.label_columns(section), *([] if section.group is None else [section.group])]
         names += listed_columns(section.sensitive)
     return list(dict.fromkeys(names))
+
+
+def dataset_and_revision(section: DataSection) -> tuple[str, str | None]:
+    """The dataset's id or folder and, of an id, what stands after "@".
+
+    Raises:
+        DataError: One of them is empty.
+    """
+    name, revision = name_and_revision(str(section.name))
+    if not name.strip() or revision == "":
+        raise DataError(
+            f"{str(section.name)[:LONGEST_NAME]!r} is not a folder, a Hub id or a Hub id with @revision",
+            where="data.name",
+            fix="write ORG/NAME or ORG/NAME@REVISION",
+        )
+    return name, revision
 
 
 def check_exists(path: str, where: str) -> Path:

@@ -34,6 +34,7 @@ from hftransfer.data.records import (
     table_from_records,
     tables_from_records,
 )
+from hftransfer.data.squad_file import is_squad, squad_rows
 from hftransfer.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -275,6 +276,8 @@ def _json_records(path: Path, place: str) -> Iterator[dict[str, Any]]:
         content = content["data"]
     if not isinstance(content, list):
         raise DataError("not a list of records", where=place, fix='write [{...}, ...] or {"data": [{...}, ...]}')
+    if is_squad(content):
+        content = list(squad_rows(content, place))
     for row, record in enumerate(content):
         yield _record(record, f"{place}, {row_number(row)}")
 

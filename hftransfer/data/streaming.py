@@ -27,7 +27,7 @@ from datasets import (
 from hftransfer.data.check import NUMBER_PATTERNS, check_columns, number_kinds
 from hftransfer.data.kinds import is_list
 from hftransfer.data.load import Splits, complete, dataset_from, file_parts, load_file
-from hftransfer.data.named import USUAL_TASK, check_exists, check_present, needed_columns
+from hftransfer.data.named import USUAL_TASK, check_exists, check_present, dataset_and_revision, needed_columns
 from hftransfer.data.parts import Part
 from hftransfer.data.readers import DELIMITERS, file_format, row_locator, stream_tables
 from hftransfer.data.records import Locate, row_number
@@ -111,7 +111,9 @@ def load_stream(section: DataSection, *, seed: int, stratify: bool, task: TaskSe
     if section.name is not None and section.train is not None:
         raise DataError("both train and name are given", where="data", fix="give files or a dataset's name")
     if section.name is not None:
-        stream = _stream_of_dataset(_hub_split(section, section.train_split), section, f"data.name ({section.name})")
+        stream = _stream_of_dataset(
+            _hub_split(section, section.split_names["train"]), section, f"data.name ({section.name})"
+        )
         parts = _other_hub_splits(section) | file_parts(section)
     elif section.train is not None:
         parts = file_parts(section.model_copy(update={"train": None}))
@@ -284,32 +286,34 @@ def _stream_of_dataset(source: Dataset | IterableDataset, section: DataSection, 
 
 def _hub_split(section: DataSection, split: str) -> IterableDataset:
     """A split of the named dataset, opened and not downloaded."""
+    name, revision = dataset_and_revision(section)
     try:
-        return load_dataset(str(section.name), section.config, revision=section.revision, split=split, streaming=True)
+        return load_dataset(name, section.config, revision=revision, split=split, streaming=True)
     except Exception as error:  # no common base: connection, missing dataset or split, wrong configuration
         raise DataError(
             f"the split {split!r} cannot be opened: {error.__cause__ or error}",
             where=f"data.name ({section.name})",
-            fix="check name, config, revision, the split's name and the connection to the Hub",
+            fix="check name, @revision, config, the split's name and the connection to the Hub",
         ) from error
 
 
 def _other_hub_splits(section: DataSection) -> dict[str, Part]:
     """Validation and test data of the named dataset, read into memory, where it has them."""
+    name, revision = dataset_and_revision(section)
     try:
-        there = get_dataset_split_names(str(section.name), section.config, revision=section.revision)
+        there = get_dataset_split_names(name, section.config, revision=revision)
     except Exception as error:  # as above
         raise DataError(
             f"its splits cannot be listed: {error.__cause__ or error}",
             where=f"data.name ({section.name})",
-            fix="check name, config, revision and the connection to the Hub",
+            fix="check name, @revision, config and the connection to the Hub",
         ) from error
     parts = {}
-    for name, split in (("validation", section.validation_split), ("test", section.test_split)):
-        if split in there:
+    for role, split in section.split_names.items():
+        if role != "train" and split in there:
             place = f"data.name ({section.name}), split {split}"
             stream = _stream_of_dataset(_hub_split(section, split), section, place)
-            parts[name] = Part(stream.dataset(pa.concat_tables(stream.tables())), place)
+            parts[role] = Part(stream.dataset(pa.concat_tables(stream.tables())), place)
     return parts
 
 

@@ -15,6 +15,7 @@ from hftransfer.errors import CheckpointError
 from hftransfer.models.stored import ADAPTER_WEIGHTS, INDEX, WEIGHTS
 from hftransfer.models.trust import ADAPTER_CONFIG, check_config
 from hftransfer.safety.files import check_files
+from hftransfer.setting_values import name_and_revision
 
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 SAFE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_WEIGHTS[0])
@@ -76,10 +77,7 @@ def split_revision(checkpoint: str) -> tuple[str, str | None]:
     Raises:
         CheckpointError: The name or the revision is empty.
     """
-    if os.path.isdir(checkpoint) or "@" not in checkpoint:
-        name, revision = checkpoint, None
-    else:
-        name, _, revision = checkpoint.rpartition("@")
+    name, revision = name_and_revision(checkpoint)
     if not name or revision == "":
         raise CheckpointError(
             f"{checkpoint!r} is not a folder, a Hub id or a Hub id with @revision", where="checkpoint"

@@ -73,7 +73,7 @@ def _setting(training: Training) -> Setting:
         devices=accelerator.num_processes,
         activation_bytes=number_bytes,
         recompute=optim.gradient_checkpointing,
-        cached=training.recipe.cache.enabled == "auto" and not training.task.random_inputs and not optim.torch_compile,
+        cached=not training.recipe.cache.is_off and not training.task.random_inputs and not optim.torch_compile,
         cache_bytes=number_bytes,
         cache_per_token=not training.anatomy.model_class.endswith("ForSequenceClassification"),
     )

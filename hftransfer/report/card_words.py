@@ -72,9 +72,9 @@ def strategy(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What was trained."""
     settings = recipe["strategy"]
     sentence = STRATEGIES.get(settings["type"], f"Strategy: {settings['type']}.").format_map(_Known(settings))
-    for option, name in (("dora", "weight-decomposed (DoRA)"), ("rslora", "rank-stabilised (rsLoRA)")):
-        if settings.get(option):
-            sentence += f" The adapters are {name}."
+    names = {"dora": "weight-decomposed (DoRA)", "rslora": "rank-stabilised (rsLoRA)"}
+    if settings.get("variant") in names:
+        sentence += f" The adapters are {names[settings['variant']]}."
     count, total = training["trained_parameters"], training["parameters"]
     return f"{sentence} {count:,} of {total:,} parameters learned ({count / total:.2%})."
 

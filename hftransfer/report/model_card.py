@@ -22,6 +22,7 @@ from hftransfer.errors import HubError
 from hftransfer.models.probe import file_hashes
 from hftransfer.report import card_words as words
 from hftransfer.report.card_code import usage
+from hftransfer.setting_values import name_and_revision, split_roles
 from hftransfer.tasks.metrics import METRICS
 from hftransfer.verdicts import Verdict
 
@@ -73,7 +74,7 @@ class CardFacts:
     @property
     def dataset(self) -> str | None:
         """The data set's name on the Hub; None for files."""
-        name = self.recipe["data"].get("name")
+        name, _ = name_and_revision(self.recipe["data"].get("name") or "")
         return name if name and not os.path.isdir(name) and not os.path.isabs(name) else None
 
     def data_name(self, split: str) -> str:
@@ -284,10 +285,11 @@ def _data(facts: CardFacts) -> dict[str, Any]:
     rows: dict[str, Any] = {
         "columns": ", ".join(filter(None, columns)),
     }
+    _, revision = name_and_revision(data.get("name") or "")
     for split, found in truncation.items():
         count = facts.metrics["training"]["train_examples"] if data.get("streaming") and split == "train" else None
         size = f"{count:,} rows, streamed" if count else f"{found['examples']:,} examples"
-        name = facts.data_name(split) + (f" ({data['revision']})" if data.get("revision") else "")
+        name = facts.data_name(split) + (f" ({revision})" if facts.dataset and revision else "")
         rows[split] = f"{size} of {name}" + (f", split {_split_name(facts, split)}" if facts.dataset else "")
     if not data.get("validation") and not facts.dataset and "validation" in truncation:
         rows["validation"] += f", cut off the training data ({data['validation_fraction']:.0%})"
@@ -330,7 +332,7 @@ def _carbon(facts: CardFacts) -> dict[str, Any]:
 
 def _split_name(facts: CardFacts, split: str) -> str:
     """The split's own name where the data are on the Hub."""
-    return str(facts.recipe["data"].get(f"{split}_split") or split) if facts.dataset else split
+    return split_roles(facts.recipe["data"].get("splits", "")).get(split, split) if facts.dataset else split
 
 
 def _split_title(facts: CardFacts, split: str) -> str:

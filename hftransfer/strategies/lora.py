@@ -1,4 +1,4 @@
-"""LoRA through PEFT (arXiv:2106.09685), with DoRA (arXiv:2402.09353) and rsLoRA (arXiv:2312.03732) as options."""
+"""LoRA through PEFT (arXiv:2106.09685), with DoRA (arXiv:2402.09353) and rsLoRA (arXiv:2312.03732) as variants."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Lora(Strategy):
             r=settings.r,
             lora_alpha=2 * settings.r if settings.alpha is None else settings.alpha,
             lora_dropout=settings.dropout,
-            use_dora=settings.dora,
-            use_rslora=settings.rslora,
+            use_dora=settings.variant == "dora",
+            use_rslora=settings.variant == "rslora",
             target_modules=targets,
             modules_to_save=adapters.head_modules(model, anatomy),
             fan_in_fan_out=adapters.are_transposed(model, targets),

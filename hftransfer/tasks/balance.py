@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hftransfer.recipe import DataSection, listed_columns
+from hftransfer.recipe import DataSection
+from hftransfer.setting_values import listed_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

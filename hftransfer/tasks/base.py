@@ -275,8 +275,8 @@ class Task(ABC):
         from the batch's labels, which are there where the data have them.
         """
 
-    def calibrate(self, predictions: Predictions, features: Features) -> None:  # noqa: B027
-        """Fix decision rules such as thresholds on validation data."""
+    def calibrate(self, predictions: Predictions, features: Features, *, thresholds: bool = True) -> None:  # noqa: B027
+        """Fix decision rules on validation data; those of labels, their thresholds, only if `thresholds`."""
 
     @abstractmethod
     def score(self, predictions: Predictions, features: Features) -> dict[str, float]:

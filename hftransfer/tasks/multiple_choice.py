@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hftransfer.errors import DataError, RecipeError
-from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, MultipleChoice, listed_columns
+from hftransfer.recipe import MAX_CHOICES, MIN_CHOICES, DataSection, MultipleChoice
+from hftransfer.setting_values import listed_columns
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import Call, Decisions, Features, Outcome, Predictions, Task, pad_columns
 from hftransfer.tasks.tokenization import tokenize

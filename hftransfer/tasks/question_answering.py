@@ -147,7 +147,7 @@ class QuestionAnsweringTask(Task):
         lengths_B = batch["attention_mask"].sum(1).tolist()
         return [logits_T2[:length].copy() for logits_T2, length in zip(logits_BT2, lengths_B, strict=True)]
 
-    def calibrate(self, predictions: Predictions, features: Features) -> None:
+    def calibrate(self, predictions: Predictions, features: Features, *, thresholds: bool = True) -> None:
         """The null threshold that maximises F1 on validation data; none where all of them have an answer."""
         golds = features.extra["golds"]
         if all(golds):

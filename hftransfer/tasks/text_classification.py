@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from hftransfer.errors import RecipeError
-from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification, listed_columns
+from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification
+from hftransfer.setting_values import listed_columns
 from hftransfer.tasks import metrics
 from hftransfer.tasks.balance import cells_of, group_names, reweighing
 from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Call, Decisions, Features, Outcome, Predictions, Task
@@ -224,9 +225,9 @@ class TextClassificationTask(Task):
         """The logits, (B, C)."""
         return call(batch).logits.float()  # type: ignore[no-any-return]
 
-    def calibrate(self, predictions: Predictions, features: Features) -> None:
+    def calibrate(self, predictions: Predictions, features: Features, *, thresholds: bool = True) -> None:
         """Multi-label: the threshold of each label that maximises its F1 on validation data."""
-        if self.labels.problem == "multi_label" and self.settings.tune_thresholds and features.labels is not None:
+        if self.labels.problem == "multi_label" and thresholds and features.labels is not None:
             logits_NC, labels = _by_example(predictions, features)
             self.thresholds_C = metrics.tune_thresholds(labels, expit(logits_NC))
 

@@ -106,15 +106,14 @@ def calibrate(
     Raises:
         RecipeError: If calibration is required and the head cannot take it.
     """
-    wanted = recipe.evaluation.calibration
     try:
-        if wanted == "none":
+        if not recipe.evaluation.folds:
             raise CannotFoldError("it is switched off")
         if sharded:
             raise CannotFoldError("the weights are spread over the processes")
         return _fold(model, task, predictions, features)
     except CannotFoldError as reason:
-        if wanted == "required":
+        if recipe.evaluation.calibration == "required":
             raise RecipeError(
                 f"not possible: {reason}", where="evaluation.calibration", fix="choose auto or none"
             ) from None

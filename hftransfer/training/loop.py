@@ -298,7 +298,7 @@ class Training:
                 max_examples=self.recipe.optim.per_device_eval_batch_size,
                 accelerator=self.accelerator,
             )
-        self.task.calibrate(predictions, self.validation)
+        self.task.calibrate(predictions, self.validation, thresholds=self.recipe.evaluation.tunes_thresholds)
         scores = self.task.score(predictions, self.validation)
         value = scores[self.metric]
         better = is_better(value, self.progress.best_score, self.metric)

@@ -87,7 +87,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_its_examples
     )
     accumulated = {"optim": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}}
     with pytest.raises(TrainingError, match=r"the loss is nan at step 5 \(rate .*--resume force") as error:
-        train(checkpoint, tmp_path, cache={"enabled": "off"}, **accumulated)
+        train(checkpoint, tmp_path, cache={"max_bytes": 0}, **accumulated)
     assert "\n" not in str(error.value)
     examples = sorted(map(int, rows[-1]))
     assert f"training examples {', '.join(map(str, examples))}, counted from 0" in str(error.value)

@@ -79,12 +79,12 @@ def test_a_frozen_encoder_runs_once(
 ) -> None:
     """Top layers of the decoder train from cached states to the weights and the scores of a whole pass."""
     checkpoint, runs = language_models / family / "AutoModelForSeq2SeqLM", {}
-    for enabled in ("auto", "off"):
-        folder = tmp_path / enabled
+    for name, most in (("cached", None), ("whole", 0)):
+        folder = tmp_path / name
         folder.mkdir()
         settings = {"strategy__k": 1, "optim__num_train_epochs": 4}
-        runs[enabled] = train(folder, checkpoint, strategy__type="top_layers", cache__enabled=enabled, **settings)
-    cached, whole = runs["auto"].metrics, runs["off"].metrics
+        runs[name] = train(folder, checkpoint, strategy__type="top_layers", cache__max_bytes=most, **settings)
+    cached, whole = runs["cached"].metrics, runs["whole"].metrics
     assert cached["training"]["cache_served_rows"] > 0
     assert "cache_served_rows" not in whole["training"] or not whole["training"]["cache_served_rows"]
     losses = [[record["loss"] for record in run.log if "loss" in record] for run in runs.values()]

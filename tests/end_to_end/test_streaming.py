@@ -44,7 +44,7 @@ def settings(base, folder, chunk=12, streamed=True, **changes):
     return {
         "checkpoint": str(base / "checkpoint"),
         "output_dir": str(folder),
-        "data": {**data, "streaming": streamed, "chunk_examples": chunk},
+        "data": {**data, "streaming": streamed and chunk},
         "optim": {**optim, **changes.pop("optim", {})},
         **changes,
     }
@@ -137,7 +137,7 @@ def test_the_cache_is_filled_and_read_chunk_by_chunk(base, tmp_path, monkeypatch
     assert distinct <= cached.metrics["training"]["cache_encoded_rows"] <= 45 + 7
     again = train(base, tmp_path / "again", strategy=strategy)
     assert again.metrics["training"]["cache_encoded_rows"] == 0
-    uncached = train(base, tmp_path / "uncached", strategy=strategy, cache={"enabled": "off"})
+    uncached = train(base, tmp_path / "uncached", strategy=strategy, cache={"max_bytes": 0})
     assert uncached.metrics["training"]["cache_served_rows"] == 0
     assert losses(again) == losses(cached)
     assert losses(cached) == pytest.approx(losses(uncached), abs=1e-5)

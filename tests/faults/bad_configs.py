@@ -76,7 +76,7 @@ LEAVES = leaves()
 NUMBERS = [
     *(("optim", name) for name in ("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate")),
     *(("optim", name) for name in ("weight_decay", "warmup_ratio", "layer_decay", "max_grad_norm")),
-    *(("data", name) for name in ("max_length", "max_train_examples", "validation_fraction", "chunk_examples")),
+    *(("data", name) for name in ("max_length", "max_train_examples", "validation_fraction", "streaming")),
     ("seed",),
     ("keep_checkpoints",),
     ("checkpoint_every",),
@@ -122,7 +122,7 @@ def wrong_choice(rng: random.Random, config: Config, task: str) -> Config:
             ("strategy",),
             ("optim", "lr_scheduler_type"),
             ("cache", "dtype"),
-            ("cache", "enabled"),
+            ("evaluation", "calibration"),
             ("resume",),
             ("preflight",),
             ("strategy", "type"),

@@ -54,7 +54,7 @@ def main(kills: int) -> int:
     held = str(write_examples(HOME / "validation.jsonl", 50, seed=1))
     recipe = {
         "checkpoint": str(HOME / "checkpoint"),
-        "data": {"train": data, "validation": held, "streaming": True, "chunk_examples": 150},
+        "data": {"train": data, "validation": held, "streaming": 150},
         "strategy": "feature_extraction",
         "optim": {"num_train_epochs": 2, "per_device_train_batch_size": 64},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from hftransfer.cli.recipes import config_files, recipe_names, schema_file
+from hftransfer.folded_settings import FOLDED
 from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
 from scripts.write_schema import recipe_schema, schema_text
@@ -75,6 +77,69 @@ def test_a_strategy_may_be_its_name() -> None:
     assert Recipe(checkpoint="m", strategy={"type": "lora", "r": 4}).strategy == Lora(r=4)
     assert Recipe(checkpoint="m", strategy=Lora(r=4)).strategy == Lora(r=4)
     assert Recipe(checkpoint="m").strategy == Recipe(checkpoint="m", strategy={}).strategy == PlainStrategy()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "examples"),
+    [
+        (True, True, 50_000),
+        (False, False, 50_000),
+        ("true", True, 50_000),
+        ("off", False, 50_000),
+        (1, 1, 1),
+        ("1", 1, 1),
+        (20_000, 20_000, 20_000),
+        ("20000", 20_000, 20_000),
+    ],
+)
+def test_streaming_is_a_switch_or_a_number(given: Any, kept: bool | int, examples: int) -> None:
+    data = DataSection(streaming=given)
+    assert (data.streaming, type(data.streaming), data.chunk_examples) == (kept, type(kept), examples)
+    # As recipe.yaml has it.
+    assert DataSection(**data.model_dump(mode="json")) == data
+
+
+@pytest.mark.parametrize("given", [0, -5, "0", "maybe", "", 2.5, None, [1], "9" * 5000, "1e3"])
+def test_streaming_is_nothing_else(given: Any) -> None:
+    with pytest.raises(ValidationError, match="should be true, false or a number from 1 on"):
+        DataSection(streaming=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "roles"),
+    [
+        ("train,validation,test", {"train": "train", "validation": "validation", "test": "test"}),
+        ("a", {"train": "a"}),
+        (" a , b ", {"train": "a", "validation": "b"}),
+        ("train,,validation", {"train": "train", "test": "validation"}),
+    ],
+)
+def test_splits_are_named_in_order(given: str, roles: dict[str, str]) -> None:
+    assert DataSection(splits=given).split_names == roles
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("", "one to three"), (",b", "one to three"), ("a,b,c,d", "one to three"), ("a,b,b", "twice")]
+)
+def test_splits_that_are_none_are_refused(given: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DataSection(splits=given)
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_folded_setting_says_what_it_became(name: str) -> None:
+    section, _, leaf = name.partition(".")
+    new_fields = set(re.findall(r"[a-z]+\.[a-z_]+", FOLDED[name]))
+    assert new_fields, "the new form names a field"
+    fields = Recipe.model_json_schema()
+    for field in new_fields:
+        part, _, new = field.partition(".")
+        definitions = fields["$defs"]["Lora"] if part == "strategy" else fields["$defs"][f"{part.capitalize()}Section"]
+        assert new in definitions["properties"]
+        assert leaf not in definitions["properties"]
+    kind = {"strategy": {"type": "lora"}}.get(section, {})
+    with pytest.raises(ValidationError, match=f"{name} is part of another setting now; "):
+        Recipe(**{"checkpoint": "m", section: {**kind, leaf: 1}})
 
 
 def test_every_strategy_of_the_union_has_its_name() -> None:

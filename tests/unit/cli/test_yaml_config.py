@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hftransfer.cli.main import main
 from hftransfer.cli.yaml_config import read_yaml
 from hftransfer.errors import RecipeError
+from hftransfer.folded_settings import FOLDED
 from hftransfer.recipe import Recipe
 from hftransfer.run import create_run
 from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
@@ -23,7 +24,7 @@ from hftransfer.strategy_settings import Lora, PlainStrategy, TopLayers
 RECIPES: list[dict[str, Any]] = [
     {"trackers": []},
     {"trackers": ["a", "b"], "seed": 3, "overwrite": True, "evaluation": {"load_best": False, "every": 5}},
-    {"strategy": {"type": "lora", "targets": ["query", "value"], "alpha": 32.0, "dora": True}},
+    {"strategy": {"type": "lora", "targets": ["query", "value"], "alpha": 32.0, "variant": "dora"}},
     {"strategy": {"type": "lora", "targets": "attention", "top_blocks": None}},
     {"strategy": {"type": "lp_ft", "probe_share": 0.5}, "optim": {"learning_rate": 1e-5, "max_steps": None}},
     {"data": {"train": "a b.csv", "label": "no", "text": "1.0", "max_length": 12}, "task": {"focal_gamma": 2.0}},
@@ -96,7 +97,7 @@ def test_origins_are_those_of_the_last_call(run: Run, config: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("flag", ["--strategy.type", "--strategy"])
-@pytest.mark.parametrize("written", ["{type: lora, r: 64, dora: true}", "lora", "", "{type: lora}"])
+@pytest.mark.parametrize("written", ["{type: lora, r: 64, variant: dora}", "lora", "", "{type: lora}"])
 def test_another_strategy_by_flag_drops_the_old_ones_settings(
     run: Run, config: Callable[[str], Path], written: str, flag: str
 ) -> None:
@@ -107,12 +108,40 @@ def test_another_strategy_by_flag_drops_the_old_ones_settings(
 
 
 def test_the_same_strategy_by_flag_keeps_the_settings(run: Run, config: Callable[[str], Path]) -> None:
-    path = config("checkpoint: m\nstrategy: {type: lora, r: 64, dora: true}\n")
+    path = config("checkpoint: m\nstrategy: {type: lora, r: 64, variant: dora}\n")
     recipe, origins = run("--config", path, "--strategy.type", "lora", "--strategy.r", 2)
-    assert recipe.strategy == Lora(r=2, dora=True)
-    assert origins["strategy.dora"] == "YAML (film.yaml)"
-    assert run("--config", path, "--strategy.r", 2)[0].strategy == Lora(r=2, dora=True)
+    assert recipe.strategy == Lora(r=2, variant="dora")
+    assert origins["strategy.variant"] == "YAML (film.yaml)"
+    assert run("--config", path, "--strategy.r", 2)[0].strategy == Lora(r=2, variant="dora")
     assert run("--config", config("checkpoint: m\nstrategy: lora\n"), "--strategy.r", 2)[0].strategy == Lora(r=2)
+
+
+@pytest.mark.parametrize("given", [["--data.streaming"], ["--data.streaming", "on"], ["--data.streaming=true"]])
+def test_streaming_as_a_switch(run: Run, given: list[str]) -> None:
+    assert run("--checkpoint", "m", *given, "--seed", 5)[0].data.streaming is True
+
+
+def test_streaming_as_a_number(run: Run, config: Callable[[str], Path]) -> None:
+    assert run("--checkpoint", "m", "--data.streaming", 1)[0].data.chunk_examples == 1
+    path = config("checkpoint: m\ndata: {streaming: 300}\n")
+    assert run("--config", path)[0].data.chunk_examples == 300
+    assert run("--config", path, "--data.streaming", "false")[0].data.streaming is False
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_an_old_name_gets_one_line_with_the_new_form(
+    name: str, config: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    section, _, leaf = name.partition(".")
+    path = config(f"checkpoint: m\n{section}: {{{leaf}: 1}}\n")
+    said = f"{name}: is part of another setting now; {FOLDED[name]}"
+    assert failure(capsys, "--config", path) == f"error: {path}: {said}"
+    for flag in ([f"--{name}"], [f"--{name}=1"], [f"--{name}", "1"]):
+        assert failure(capsys, "--checkpoint", "m", *flag) == f"error: {said}"
+
+
+def test_an_old_name_without_a_value_is_no_setting(run: Run, config: Callable[[str], Path]) -> None:
+    assert run("--config", config("checkpoint: m\ndata: {revision: null}\n"))[0] == Recipe(checkpoint="m")
 
 
 @pytest.mark.parametrize(

@@ -134,12 +134,32 @@ def test_a_saved_dict_brings_its_splits(folder):
         assert [len(split) for split in (result.train, result.validation, result.test)] == [40, 2, 1]
         assert result.notes == ()
     assert len(splits(train="all", validation="train.csv").validation) == 40
-    assert len(splits(name="all", validation_split="odd").validation) == 40
-    with pytest.raises(DataError, match=r"no split 'dev'; there are 'train', .*set data.validation_split"):
-        splits(name="all", validation_split="dev")
+    assert len(splits(name="all", splits="train,odd").validation) == 40
+    with pytest.raises(DataError, match=r"no split 'dev'; there are 'train', .*name them in data.splits"):
+        splits(name="all", splits="train,dev")
     with pytest.raises(DataError, match="holds several splits; name one of them: all/train"):
         load_file("all", where="here")
     assert len(load_file("all/test", where="here")) == 1
+
+
+def test_a_split_that_is_not_named_is_left_out(folder):
+    part = Dataset.from_list(ROWS)
+    DatasetDict(train=part, validation=part.select([1, 2]), test=part.select([3])).save_to_disk("all")
+    alone = splits(name="all", splits="train")
+    assert (len(alone.train) + len(alone.validation), alone.test) == (40, None)
+    cut = splits(name="all", splits="train,,validation")
+    assert (len(cut.train) + len(cut.validation), len(cut.test)) == (40, 2)
+
+
+def test_a_folder_with_an_at_is_no_revision(folder):
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk("all@v2")
+    assert len(splits(name="all@v2").train) == 36
+
+
+@pytest.mark.parametrize("name", ["@v2", "owner/name@", "@"])
+def test_a_name_or_revision_must_not_be_empty(folder, name):
+    with pytest.raises(DataError, match=r"data.name: '.*' is not a folder, a Hub id or a Hub id with @revision"):
+        splits(name=name)
 
 
 def test_a_folder_that_is_no_dataset_is_an_error(folder):
@@ -149,8 +169,8 @@ def test_a_folder_that_is_no_dataset_is_an_error(folder):
 
 
 def test_hub_failures_are_one_line(folder):
-    with pytest.raises(DataError, match=r"data.name \(nobody/nothing\): the dataset cannot be loaded") as caught:
-        splits(name="nobody/nothing", revision="abc")
+    with pytest.raises(DataError, match=r"data.name \(nobody/nothing@abc\): the dataset cannot be loaded") as caught:
+        splits(name="nobody/nothing@abc")
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +182,7 @@ def test_the_hub_gets_name_config_and_revision(folder, monkeypatch):
         return DatasetDict(train=classes([0, 1] * 10), test=classes([-1, -1]))
 
     monkeypatch.setattr(load, "load_dataset", stand_in)
-    result = splits(name="owner/name", config="cfg", revision="abc")
+    result = splits(name="owner/name@abc", config="cfg")
     assert calls == [(("owner/name", "cfg"), {"revision": "abc"})]
     assert result.test is None
     assert result.notes[0] == "test: left out, its labels are not public (all are -1)"

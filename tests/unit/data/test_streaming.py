@@ -41,11 +41,10 @@ def write(path, rows):
 
 
 def a_section(folder, rows, suffix=".jsonl", validation=None, **settings):
-    settings = {"chunk_examples": 10, **settings}
+    settings = {"streaming": 10, **settings}
     return DataSection(
         train=write(folder / f"train{suffix}", rows),
         validation=write(folder / f"validation{suffix}", validation or rows[:6]),
-        streaming=True,
         **settings,
     )
 
@@ -108,7 +107,7 @@ def test_class_names_of_a_dataset_are_kept(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     dataset = Dataset.from_list(some_rows(20, (0, 1)), features=features)
     validation = dataset.select(range(4))
-    section = DataSection(streaming=True, chunk_examples=6)
+    section = DataSection(streaming=6)
     for source in (dataset, dataset.to_iterable_dataset(num_shards=3)):
         splits = stream_from_objects(source, validation, None, section, seed=1, stratify=True)
         chunks = list(splits.stream.chunks(6))
@@ -119,7 +118,7 @@ def test_class_names_of_a_dataset_are_kept(tmp_path):
 def test_a_named_dataset_is_opened_split_by_split(tmp_path):
     for split, count in (("train", 25), ("validation", 6), ("test", 7)):
         write(tmp_path / f"{split}.jsonl", some_rows(count))
-    splits = read(DataSection(name=str(tmp_path), streaming=True, chunk_examples=10))
+    splits = read(DataSection(name=str(tmp_path), streaming=10))
     assert isinstance(splits.validation, Dataset)
     assert (splits.stream.num_rows, len(splits.validation), len(splits.test)) == (25, 6, 7)
     assert [len(chunk) for chunk in splits.stream.chunks(10)] == [10, 10, 5]
@@ -228,8 +227,7 @@ def test_ten_times_the_rows_take_no_more_memory(tmp_path, monkeypatch):
         section = DataSection(
             train=str(folder / "train.jsonl"),
             validation=str(folder / "validation.jsonl"),
-            streaming=True,
-            chunk_examples=4000,
+            streaming=4000,
         )
         rows, peaks[count] = peak_of(section)
         assert rows == count

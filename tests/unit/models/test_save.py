@@ -28,7 +28,7 @@ LABELS = {
 }
 ADAPTERS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"r": 2}),
-    ("lora", {"r": 2, "dora": True, "targets": "attention"}),
+    ("lora", {"r": 2, "variant": "dora", "targets": "attention"}),
     ("ia3", {}),
 ]
 Logits = Callable[[Any], torch.Tensor]

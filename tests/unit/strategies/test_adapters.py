@@ -121,8 +121,8 @@ def test_undeclared_family_is_refused(name: str, settings: dict[str, Any], monke
     [
         ({"r": 4}, 2.0),
         ({"r": 4, "alpha": 4}, 1.0),
-        ({"r": 4, "alpha": 4, "rslora": True}, 4 / math.sqrt(4)),
-        ({"r": 4, "rslora": True}, 8 / math.sqrt(4)),
+        ({"r": 4, "alpha": 4, "variant": "rslora"}, 4 / math.sqrt(4)),
+        ({"r": 4, "variant": "rslora"}, 8 / math.sqrt(4)),
     ],
 )
 def test_rank_and_scale(settings: dict[str, Any], scaling: float) -> None:
@@ -134,14 +134,14 @@ def test_rank_and_scale(settings: dict[str, Any], scaling: float) -> None:
 
 
 def test_dropout_and_dora() -> None:
-    layers = lora_layers(make_strategy("lora", dropout=0.25, dora=True).apply(tiny_classifier("bert")))
+    layers = lora_layers(make_strategy("lora", dropout=0.25, variant="dora").apply(tiny_classifier("bert")))
     assert {layer.lora_dropout["default"].p for layer in layers} == {0.25}
     assert all("default" in layer.lora_magnitude_vector for layer in layers)
     plain = lora_layers(make_strategy("lora").apply(tiny_classifier("bert")))
     assert not any(len(layer.lora_magnitude_vector) for layer in plain)
 
 
-@pytest.mark.parametrize("settings", [{}, {"dora": True}])
+@pytest.mark.parametrize("settings", [{}, {"variant": "dora"}])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
 def test_adapters_start_without_effect(family: str, settings: dict[str, Any]) -> None:
     plain = tiny_classifier(family)

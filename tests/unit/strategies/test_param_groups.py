@@ -18,7 +18,7 @@ from tests.tiny_models import NUM_BLOCKS, tiny_classifier
 
 HEAD = NUM_BLOCKS + 1
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in STRATEGIES if name != "gradual_unfreezing"]
-VARIANTS += [("lora", {"dora": True}), ("gradual_unfreezing", {"stages": 3})]
+VARIANTS += [("lora", {"variant": "dora"}), ("gradual_unfreezing", {"stages": 3})]
 
 
 def groups_of(name: str, settings: dict[str, Any], **options: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -72,7 +72,7 @@ def test_biases_norms_and_learned_scales_do_not_decay(name: str, settings: dict[
 
 
 def test_dora_magnitudes_and_ia3_vectors_are_there_to_be_spared() -> None:
-    for settings, marker in ((("lora", {"dora": True}), "magnitude"), (("ia3", {}), "ia3_l")):
+    for settings, marker in ((("lora", {"variant": "dora"}), "magnitude"), (("ia3", {}), "ia3_l")):
         model, _ = groups_of(*settings)
         spared = [(key, parameter) for key, parameter in model.named_parameters() if marker in key]
         assert spared

@@ -56,8 +56,8 @@ def test_calibration_moves_the_thresholds_only_when_asked():
     tuned, features = a_task("multi_label")
     tuned.calibrate(predictions, features)
     assert tuned.score(predictions, features)["f1_macro"] == 1.0
-    fixed, _ = a_task("multi_label", tune_thresholds=False)
-    fixed.calibrate(predictions, features)
+    fixed, _ = a_task("multi_label")
+    fixed.calibrate(predictions, features, thresholds=False)
     assert fixed.score(predictions, features)["f1_macro"] == 0.0
 
 

@@ -122,7 +122,8 @@ def test_a_head_that_gives_something_else_is_put_back(checkpoints: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("wanted", "reason"), [("none", "switched off"), ("auto", "a regression has no probabilities")]
+    ("wanted", "reason"),
+    [("none", "switched off"), ("thresholds", "switched off"), ("auto", "a regression has no probabilities")],
 )
 def test_what_is_not_calibrated_says_why(checkpoints: Path, wanted: str, reason: str) -> None:
     labels = [row / 7 for row in range(60)] if wanted == "auto" else SINGLE
