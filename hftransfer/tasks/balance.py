@@ -55,4 +55,5 @@ def reweighing(groups_N: Codes, labels_N: Codes) -> NDArray[np.float32]:
 def cells_of(groups_N: Codes, labels_N: Codes) -> Codes:
     """The number of each row's group and label together, from 0 without gaps, (N,)."""
     pairs_N = groups_N * (int(labels_N.max(initial=0)) + 1) + labels_N
-    return np.unique(pairs_N, return_inverse=True)[1].astype(np.int64)
+    found: Codes = np.unique(pairs_N, return_inverse=True)[1].astype(np.int64)
+    return found
