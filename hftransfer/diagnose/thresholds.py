@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from hftransfer.diagnose.groups import Decisions, gap_of, group_sums, rates_of
 from hftransfer.errors import DataError
@@ -98,7 +99,7 @@ def thresholds_per_group(
     return Thresholds(column, before_gap, after_gap, cost, len(usable))
 
 
-class Scores:
+class Scores(ClassifierMixin, BaseEstimator):
     """A fitted estimator, as fairlearn wants one, that passes scores on.
 
     Attributes:
