@@ -80,7 +80,7 @@ def _artefact_words(subject: Subject, found: Findings) -> Words:
             for place, one in enumerate(given_away[:SHOWN_NAMES], 1)
         )
         alarms.append(
-            f"{len(given_away)} words nearly decide a label by themselves ({shown}). Is that the task, or how the data "
+            f"{_counted(len(given_away), 'word nearly decides', 'words nearly decide')} a label alone ({shown}). Is that the task, or how the data "
             "were collected? If the latter, drop the word, or collect texts of other classes with it."
         )
     if found.words:
@@ -156,6 +156,11 @@ def _group_words(subject: Subject, found: Findings) -> Words:
             f"positive decision by {_signed(one.cost.interval)}. It is not part of the saved model."
         )
     return alarms, remarks
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    """A number with the words that suit it."""
+    return f"{count:,} {one if count == 1 else several}"
 
 
 def _gap_words(report: GroupReport) -> list[str]:

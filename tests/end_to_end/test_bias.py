@@ -58,7 +58,7 @@ def test_a_planted_word_and_a_planted_leak_are_found_in_data(
     assert status == 0
     assert verdict["warns"]
     told = " ".join(verdict["words"])
-    assert "1 words nearly decide a label" in told
+    assert "1 word nearly decides a label" in told
     assert "5 of 60 test rows (8.3%) are in the training data" in told
     (words,) = (table for table in verdict["hidden"] if table["caption"].startswith("Words"))
     assert words["rows"][0][:2] == ["zorbly", "rude"]
