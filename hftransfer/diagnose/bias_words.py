@@ -80,8 +80,9 @@ def _artefact_words(subject: Subject, found: Findings) -> Words:
             for place, one in enumerate(given_away[:SHOWN_NAMES], 1)
         )
         alarms.append(
-            f"{_counted(len(given_away), 'word nearly decides', 'words nearly decide')} a label alone ({shown}). Is that the task, or how the data "
-            "were collected? If the latter, drop the word, or collect texts of other classes with it."
+            f"{_counted(len(given_away), 'word nearly decides', 'words nearly decide')} a label alone ({shown}). Is "
+            "that the task, or how the data were collected? If the latter, drop the word, or collect texts of other "
+            "classes with it."
         )
     if found.words:
         remarks.append(f"{len(found.words):,} words go with a label beyond chance, as those of any task do.")
