@@ -100,13 +100,10 @@ def thresholds_per_group(
 
 
 class Scores(ClassifierMixin, BaseEstimator):
-    """A fitted estimator, as fairlearn wants one, that passes scores on.
+    """An estimator, as fairlearn wants one, that passes scores on."""
 
-    Attributes:
-        fitted_: Marks it as fitted, for scikit-learn's check.
-    """
-
-    fitted_ = True
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
 
     def fit(self, X: Any, y: Any) -> Scores:
         """There is nothing to fit."""
