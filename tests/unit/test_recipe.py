@@ -134,7 +134,8 @@ def test_a_folded_setting_says_what_it_became(name: str) -> None:
     fields = Recipe.model_json_schema()
     for field in new_fields:
         part, _, new = field.partition(".")
-        definitions = fields["$defs"]["Lora"] if part == "strategy" else fields["$defs"][f"{part.capitalize()}Section"]
+        model = {"strategy": "Lora", "task": "TextClassification"}.get(part, f"{part.capitalize()}Section")
+        definitions = fields["$defs"][model]
         assert new in definitions["properties"]
         assert leaf not in definitions["properties"]
     kind = {"strategy": {"type": "lora"}}.get(section, {})
