@@ -92,7 +92,6 @@ def test_a_run_keeps_what_was_found_about_groups_and_cases(
     assert "A threshold per group of who" in told
     assert "not part of the saved model" in told
     for text in (run.report_file.read_text(), (run.model_folder / "README.md").read_text()):
-        assert "Dataset bias and artefacts" in text
         assert "Of the cases the model gets right" in text
 
 
