@@ -119,8 +119,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=40, help="per data set and clean condition; planted: a quarter")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the rates of what is there")
     arguments = parser.parse_args()
     kept = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    if arguments.table:
+        table(kept)
+        return
     for name in arguments.sets:
         pool = pool_of(arguments.data, name)
         for number, (condition, settings) in enumerate(conditions()):
@@ -131,17 +135,18 @@ def main() -> None:
                 verdict, found = diagnose(draw(pool, rng, **settings))
                 done.append(outcome(found, verdict.warns))
             arguments.output.write_text(json.dumps(kept))
-    names = list(next(iter(kept.values()))[0])
+    table(kept)
+
+
+def table(kept: dict[str, list[dict[str, bool]]]) -> None:
+    """Print the rates of all outcomes that there are."""
     for condition, _ in conditions():
-        own = {name: kept[f"{name}/{condition}"] for name in arguments.sets}
-        print(condition)
-        for what in names:
-            print(f"  {what}: {rate([one for part in own.values() for one in part], what)}")
-            if condition == "real":
-                print(
-                    "    "
-                    + ", ".join(f"{name} {np.mean([one[what] for one in part]):.0%}" for name, part in own.items())
-                )
+        own = {key.partition("/")[0]: part for key, part in kept.items() if part and key.endswith(f"/{condition}")}
+        every = [one for part in own.values() for one in part]
+        print(f"{condition}: {', '.join(own) or 'nothing yet'}")
+        for what in every[0] if every else ():
+            by_set = ", ".join(f"{name} {np.mean([one[what] for one in part]):.0%}" for name, part in own.items())
+            print(f"  {what}: {rate(every, what)} ({by_set})")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from hftransfer.locking import FolderLock
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.checks import preflight, preflight_of_run
 from hftransfer.preflight.findings import Report
-from hftransfer.recipe import Recipe, besides
+from hftransfer.recipe import Recipe
 from hftransfer.results import Data
 from hftransfer.run import Run, check_output_folder, check_push, push_when_asked
 from hftransfer.run_files import RECIPE_FILE
@@ -196,7 +196,7 @@ def prepare_all(
     prepare.explain_max_length(recipe, known, features["train"])
     calibration.check_support(recipe, task, loaded.model)
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
-    data = Data(splits, features, beside=besides(recipe))
+    data = Data(splits, features, beside=recipe.beside)
     found = Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
     return replace(found, verdicts=verdicts)
 

@@ -224,12 +224,6 @@ class MaskedLM(TaskSection):
     whole_words: bool = Field(False, description="Mask whole words, not single tokens (T5 hides spans either way).")
 
 
-def besides(recipe: Recipe) -> list[str]:
-    """Columns that are neither read nor learnt from: those with groups, unless they are input or label, too."""
-    used = {*recipe.task.input_columns(recipe.data), *recipe.task.label_columns(recipe.data)}
-    return [name for name in listed_columns(recipe.data.sensitive) if name not in used]
-
-
 GROUP_BALANCES = ("groups", "sample_groups")
 """Values of `task.balance` that need `data.sensitive`."""
 NO_GROUPS = "no columns with groups"
@@ -290,6 +284,12 @@ class Recipe(Section):
         None, description="Train with several seeds on one split: how many, counted on from seed, or a list (1,2,3)."
     )
     report_examples: bool = Field(False, description="Show the worst errors with their texts in report.html.")
+
+    @property
+    def beside(self) -> list[str]:
+        """Columns that are neither read nor learnt from: those with groups, unless they are input or label, too."""
+        used = {*self.task.input_columns(self.data), *self.task.label_columns(self.data)}
+        return [name for name in listed_columns(self.data.sensitive) if name not in used]
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

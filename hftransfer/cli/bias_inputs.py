@@ -129,7 +129,9 @@ def _splits(data: DataSection, task: TextClassification, seed: int) -> dict[str,
     from hftransfer.data.load import load_file, load_splits
 
     if data.train is None and data.name is None:
-        assert data.test is not None
+        if data.test is None:
+            what = "the run's data were in memory, and are gone"
+            raise DataError(what, where="data", fix="give them as files: --data.train, --data.validation, --data.test")
         found = {"test": load_file(data.test, where="data.test", section=data, labelled=True, task=task)}
         if data.validation is not None:
             where = "data.validation"

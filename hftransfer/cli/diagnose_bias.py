@@ -32,10 +32,8 @@ def bias(
 ) -> None:
     """Look for artefacts in labelled texts, and at how a classifier treats groups of people (docs/bias.md).
 
-    With a run the verdict is kept in it, and shown by its report and its model card.
-
     Args:
-        run: A run's folder: its data, and its model.
+        run: A run's folder: its data, and its model. The verdict is kept in it, for its report and its card.
         data: The examples: `--data.train`, `--data.test`, their columns.
         model: A trained model's folder, for data of one's own.
         groups: Columns with groups, joined by commas; `data.sensitive` of the run when absent.

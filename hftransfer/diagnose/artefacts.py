@@ -24,7 +24,7 @@ TOKEN = r"\w+|[^\w\s]"
 MIN_TEXTS = 5
 """Rarer words are not looked at."""
 MOST_WORDS = 20_000
-PURE, COVERED = 0.95, 0.05
+PURE, COVERED = 0.9, 0.05
 """A word gives a class away if this share of its texts are of the class, for certain, and so many of the class have
 it."""
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hftransfer.diagnose import bias_tables
 from hftransfer.diagnose.bias_tables import against_full
-from hftransfer.diagnose.groups import GAPS
+from hftransfer.diagnose.groups import GAPS, GroupReport
 from hftransfer.report.page import brief
-from hftransfer.report.statistics import Interval
+from hftransfer.report.statistics import Interval, holm
 from hftransfer.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ def _artefact_words(subject: Subject, found: Findings) -> Words:
             for place, one in enumerate(given_away[:SHOWN_NAMES], 1)
         )
         alarms.append(
-            f"{len(given_away)} words nearly decide a label by themselves ({shown}). Is that the task, or how the data "
-            "were collected? If the latter, drop the word, or collect texts of other classes with it."
+            f"{_counted(len(given_away), 'word nearly decides', 'words nearly decide')} a label alone ({shown}). Is "
+            "that the task, or how the data were collected? If the latter, drop the word, or collect texts of other "
+            "classes with it."
         )
     if found.words:
         remarks.append(f"{len(found.words):,} words go with a label beyond chance, as those of any task do.")
@@ -145,22 +146,10 @@ def _group_words(subject: Subject, found: Findings) -> Words:
     alarms: list[str] = []
     remarks: list[str] = []
     for report in found.groups:
-        # Holm over few gaps of one column: the smallest p-value times their number, and so on.
-        ordered = sorted(report.gaps.items(), key=lambda item: item[1].p_value)
-        significant = {
-            rate for place, (rate, gap) in enumerate(ordered) if gap.p_value * (len(ordered) - place) <= ALPHA
-        }
-        for rate in (rate for rate in GAPS if rate in report.gaps):
-            gap = report.gaps[rate]
-            told = (
-                f"By {report.column}, {_rate_words(rate)} differs by {brief(gap.interval.value)} "
-                f"[{brief(gap.interval.low)}, {brief(gap.interval.high)}]: most for {gap.highest!r}, least for "
-                f"{gap.lowest!r} (chance alone: up to {brief(gap.chance)})"
-            )
-            if rate in significant and gap.interval.value >= SIZE_OF_GAP:
-                alarms.append(f"{told}.")
-        if not alarms and report.gaps:
-            remarks.append(f"By {report.column}, no rate differs by more than groups drawn at random would.")
+        own = _gap_words(report)
+        alarms += own
+        if not own and report.gaps:
+            remarks.append(f"By {report.column}, no rate differs by much more than groups drawn at random would.")
     for one in found.thresholds:
         remarks.append(
             f"A threshold per group of {one.column} (fitted on validation data for equal true-positive rates) changes "
@@ -168,6 +157,27 @@ def _group_words(subject: Subject, found: Findings) -> Words:
             f"positive decision by {_signed(one.cost.interval)}. It is not part of the saved model."
         )
     return alarms, remarks
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    """A number with the words that suit it."""
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def _gap_words(report: GroupReport) -> list[str]:
+    """The gaps of a column that are large, and no accident."""
+    ordered = sorted(report.gaps, key=lambda rate: report.gaps[rate].p_value)
+    adjusted = dict(zip(ordered, holm([report.gaps[rate].p_value for rate in ordered]), strict=True))
+    found = []
+    for rate in (rate for rate in GAPS if rate in report.gaps):
+        gap = report.gaps[rate]
+        if adjusted[rate] <= ALPHA and gap.interval.value >= SIZE_OF_GAP:
+            found.append(
+                f"By {report.column}, {_rate_words(rate)} differs by {brief(gap.interval.value)} "
+                f"[{brief(gap.interval.low)}, {brief(gap.interval.high)}]: most for {gap.highest!r}, least for "
+                f"{gap.lowest!r} (chance alone: up to {brief(gap.chance)})."
+            )
+    return found
 
 
 def _rate_words(rate: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from hftransfer.diagnose.groups import Decisions, gap_of, group_sums, rates_of
 from hftransfer.errors import DataError
@@ -98,14 +99,11 @@ def thresholds_per_group(
     return Thresholds(column, before_gap, after_gap, cost, len(usable))
 
 
-class Scores:
-    """A fitted estimator, as fairlearn wants one, that passes scores on.
+class Scores(ClassifierMixin, BaseEstimator):
+    """An estimator, as fairlearn wants one, that passes scores on."""
 
-    Attributes:
-        fitted_: Marks it as fitted, for scikit-learn's check.
-    """
-
-    fitted_ = True
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
 
     def fit(self, X: Any, y: Any) -> Scores:
         """There is nothing to fit."""

@@ -74,8 +74,7 @@ def test_cells_are_numbered_without_gaps() -> None:
     ("balance", "name"), [("groups", ROW_WEIGHTS), ("sample_groups", CELLS), ("sample_classes", CELLS)]
 )
 def test_training_rows_alone_carry_weights_or_cells(balance: str, name: str) -> None:
-    settings = TextClassification(balance=balance)
-    task = TextClassificationTask.from_data(settings, DataSection(sensitive="who"), DATA)
+    task = TextClassificationTask.from_data(TextClassification(balance=balance), DataSection(sensitive="who"), DATA)
     tokenizer = tiny_tokenizer("bert")
     train, other = (task.encode(DATA, tokenizer, 8, training=training) for training in (True, False))
     assert list(train.extra) == [name]
