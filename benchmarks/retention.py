@@ -223,6 +223,8 @@ def run(arguments: argparse.Namespace) -> None:
         if (cell.name, arguments.examples, Path(arguments.checkpoint).name) in done:
             continue
         folder = out.parent / "working"
+        # What an interrupted cell has left.
+        shutil.rmtree(folder, ignore_errors=True)
         line = measure(cell, arguments, folder)
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
