@@ -283,7 +283,9 @@ class Recipe(Section):
     seeds: Seeds | None = Field(
         None, description="Train with several seeds on one split: how many, counted on from seed, or a list (1,2,3)."
     )
-    report_examples: bool = Field(False, description="Show the worst errors with their texts in report.html.")
+    report_examples: bool = Field(
+        False, description="Show the worst errors, with their texts, in report.html and the model card."
+    )
 
     @property
     def beside(self) -> list[str]:

@@ -162,14 +162,19 @@ class Run:
         self.write_card()
 
     def _card_facts(self, **said: Any) -> CardFacts:
+        from hftransfer.report.facts import FILE as FACTS
         from hftransfer.report.model_card import CardFacts
 
+        # Runs of earlier versions have no such file.
+        shown = self.folder / FACTS
+        known = json.loads(shown.read_text(encoding="utf-8")) if shown.is_file() else {}
         return CardFacts(
             recipe=self.recipe.model_dump(mode="json", exclude_none=True),
             metrics=self.metrics,
             config=json.loads((self.model_folder / "config.json").read_text(encoding="utf-8")),
             log=self.log,
             verdicts=read_verdicts(self.folder),
+            examples=known.get("examples", ()),
             is_adapter=(self.model_folder / "adapter_config.json").is_file(),
             **said,
         )

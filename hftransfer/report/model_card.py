@@ -27,7 +27,7 @@ from hftransfer.tasks.metrics import METRICS
 from hftransfer.verdicts import Verdict
 
 SCORED_SPLITS = ("test", "validation")
-LONGEST_HISTORY = 12
+LONGEST_HISTORY, MOST_EXAMPLES = 12, 5
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEADLINES = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 # Names of metrics on the Hub, where they have another one there.
@@ -49,6 +49,7 @@ class CardFacts:
         config: The model's config.json.
         log: The records of the training log.
         verdicts: What was judged about data and model.
+        examples: The worst errors with their texts (text, right, predicted); none unless the recipe asked for them.
         is_adapter: Whether the model is an adapter beside its base.
         merged: Whether an adapter was folded into these weights after they were scored, and the outputs compared.
         license: The license, where it is known; else that of the base checkpoint is taken, if its card says one.
@@ -60,6 +61,7 @@ class CardFacts:
     config: Mapping[str, Any]
     log: Sequence[Mapping[str, Any]] = ()
     verdicts: Sequence[Verdict] = ()
+    examples: Sequence[Mapping[str, str]] = ()
     is_adapter: bool = False
     merged: bool = False
     license: str | None = None
@@ -147,6 +149,7 @@ def render_card(facts: CardFacts, model_id: str, *, on_hub: bool) -> str:
             history=_history(facts),
             history_metric=facts.metrics["training"]["metric"],
             limits=words.limits(facts.recipe, facts.metrics, facts.data_name("train"), facts.verdicts),
+            examples=facts.examples[:MOST_EXAMPLES],
             verdicts=[verdict for verdict in facts.verdicts if verdict.key != "bias"],
             environment=_environment(facts),
         ).rstrip()

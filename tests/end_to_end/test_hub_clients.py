@@ -65,6 +65,9 @@ def test_the_hf_command(folder: Path, tmp_path: Path) -> None:
         run(hub, tmp_path / "home", hf, "upload", "me/command", folder, "--private")
         assert hub.repos["me/command"].private
         assert hub.files("me/command")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        run(hub, tmp_path / "home", hf, "download", "me/command", "--local-dir", tmp_path / "fetched")
+        for name in ("model.safetensors", "config.json", "README.md"):
+            assert (tmp_path / "fetched" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_javascript(tmp_path: Path) -> None:

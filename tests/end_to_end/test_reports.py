@@ -276,7 +276,13 @@ def test_every_task_has_a_report(name: str, checkpoints: Path, language_models: 
         report_examples=True,
     )
     run = finetune(made, train=examples, validation=examples, test=examples)
-    page = run.report_file.read_text(encoding="utf-8")
+    page, card = run.report_file.read_text(encoding="utf-8"), (run.model_folder / "README.md").read_text()
+    assert "<i>animal" not in card
+    assert (
+        ("| text | right | predicted |" in card)
+        == ("No example of the data" not in card)
+        == ("worst errors among" in page)
+    )
     metric = run.metrics["training"]["metric"]
     assert metric in run.metrics["intervals"]["test"]
     assert "95 % interval" in page
