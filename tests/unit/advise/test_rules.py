@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
@@ -97,6 +97,7 @@ def test_what_would_change_its_mind():
     assert rules.change_of_mind(situation(), 0.05, lambda seen: few, few) == []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1), st.floats(0.1, 20))
 def test_predictions_are_scores_whatever_was_measured(examples, chance, head, best, slope, factor):
     seen = Situation(examples, chance, head, best, slope)
@@ -119,6 +120,7 @@ def test_candidates_are_recipes_with_names_of_their_own(blocks, examples):
     assert {one.type for one in found if one.kind in KNOWLEDGE.kinds} >= {"feature_extraction", "full_fine_tuning"}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 20))
 def test_more_steps_are_enough_and_only_where_needed(examples, epochs):
     found = more_steps(examples, epochs)
