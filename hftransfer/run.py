@@ -142,6 +142,17 @@ class Run:
         text = render_card(self._card_facts(), str(self.model_folder), on_hub=False)
         write_whole(self.model_folder / CARD_FILE, text)
 
+    def check_finished(self) -> None:
+        """Refuse a folder that holds no finished run.
+
+        Raises:
+            DataError: If its metrics are missing.
+        """
+        if not (self.folder / METRICS_FILE).is_file():
+            raise DataError(
+                "no finished run (metrics.json is missing)", where=str(self.folder), fix="name a run's folder"
+            )
+
     def keep(self, verdict: Verdict) -> None:
         """Keep a verdict in this finished run, and write its report and its card anew with it.
 
@@ -153,10 +164,7 @@ class Run:
         """
         from hftransfer.report.html import write_report
 
-        if not (self.folder / METRICS_FILE).is_file():
-            raise DataError(
-                "no finished run (metrics.json is missing)", where=str(self.folder), fix="name a run's folder"
-            )
+        self.check_finished()
         write_verdict(self.folder, verdict)
         write_report(self.folder)
         self.write_card()

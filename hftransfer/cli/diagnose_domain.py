@@ -53,6 +53,7 @@ def domain(
     kept = None if run is None else Run(run)
     if kept is not None:
         recipe = kept.recipe
+        kept.check_finished()
         checkpoint = checkpoint or recipe.checkpoint
         train = train or recipe.data.train
         text = text or recipe.data.text
@@ -64,8 +65,6 @@ def domain(
     output = output or (None if json or kept is not None else Path("domain.html"))
     if output is not None and not output.parent.is_dir():
         raise DataError("no such folder", where=str(output.parent), fix="make it first")
-    if kept is not None and not kept.folder.joinpath("metrics.json").is_file():
-        raise DataError("no finished run (metrics.json is missing)", where=str(kept.folder), fix="name a run's folder")
     _diagnose(
         checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
         max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,

@@ -158,23 +158,15 @@ def training_step(
     weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     largest = -(-len(rows) // world_size)
-    num_micro_steps = -(-largest // optim.per_device_train_batch_size)
-
-    def accumulate(micro_step: int) -> torch.Tensor:
-        # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
-        idle = micro_step >= len(pieces)
-        batch = inputs.collate(rows[:1] if idle else pieces[micro_step], drawn)
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        torch.manual_seed(step_seed(seed, step, micro_step, rank))
-        last = micro_step == num_micro_steps - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = objective.loss(inputs.run(model, batch), batch) * (0.0 if idle else 1.0 / weight)
-            # DDP averages gradients over ranks; the loss is a sum over them.
-            accelerator.backward(loss * world_size)
-        return loss.detach()
-
+    num_micro_steps, losses = -(-largest // optim.per_device_train_batch_size), []
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
-        losses = [accumulate(micro_step) for micro_step in range(num_micro_steps)]
+        for micro_step in range(num_micro_steps):
+            # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
+            chosen, share = (pieces[micro_step], 1.0 / weight) if micro_step < len(pieces) else (rows[:1], 0.0)
+            batch = inputs.collate(chosen, drawn)
+            torch.manual_seed(step_seed(seed, step, micro_step, rank))
+            with contextlib.nullcontext() if micro_step == num_micro_steps - 1 else accelerator.no_sync(model):
+                losses.append(_backward(accelerator, model, objective, inputs, batch, share))
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, norm_value = _agree(accelerator, losses, norm)
@@ -186,6 +178,22 @@ def training_step(
         retention.pull(optimizer)
     optimizer.zero_grad()
     return result
+
+
+def _backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    inputs: Inputs,
+    batch: dict[str, torch.Tensor],
+    share: float,
+) -> torch.Tensor:
+    """Add the gradient of a micro-batch's loss times its share; returns that loss."""
+    batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    loss = objective.loss(inputs.run(model, batch), batch) * share
+    # DDP averages gradients over ranks; the loss is a sum over them.
+    accelerator.backward(loss * accelerator.num_processes)
+    return loss.detach()
 
 
 def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, float]:
