@@ -126,7 +126,11 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
 def headline(worst: Measure) -> str:
     """The most important thing first."""
     if worst.retained >= LITTLE:
-        return f"Little was forgotten: at least {worst.retained:.0%} is retained of everything that was looked at."
+        # A probe that got better has lost nothing.
+        share = min(worst.retained, 1.0)
+        return (
+            f"Little was forgotten: at least {share:.0%} is retained of what was looked at beside the task's own texts."
+        )
     unsure = "" if worst.high < LITTLE else ", though the interval does not exclude that little was lost"
     much = "Much" if worst.retained < MUCH else "Something"
     return f"{much} was forgotten: on {worst.on} {worst.retained:.0%} is retained{unsure}."
