@@ -65,7 +65,8 @@ def _evidence(sigma_K: Matrix, projected_K: Matrix, outside: float, rows: int, w
     alpha = beta = 1.0
     weights = residual = 0.0
     for _ in range(MAX_ITERATIONS):
-        shrunk_K = sigma_K / (sigma_K + alpha / beta)
+        # Without a residual the prior weighs nothing, and a direction without data is none.
+        shrunk_K = np.divide(sigma_K, sigma_K + alpha / beta, out=np.zeros_like(sigma_K), where=sigma_K > 0)
         gamma = shrunk_K.sum()
         # |m|^2 and |F m - y|^2 of the posterior mean m.
         weights = float((shrunk_K**2 * projected_K / np.maximum(sigma_K, 1e-300)).sum())
