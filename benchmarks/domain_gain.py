@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import records
 from hftransfer import Recipe, finetune
 from hftransfer.adaptation import ADAPTATION, AdaptationSettings, adapt
 from hftransfer.data.texts import read_texts
@@ -31,7 +32,6 @@ from hftransfer.diagnose.domain import diagnose_domain
 from hftransfer.report.statistics import over_seeds
 
 SEED = 20
-BEGIN, END = "<!-- gains:begin -->", "<!-- gains:end -->"
 GENERAL = ("ewt_pos", "tokens")
 """Folder and text column of the general text."""
 ARMS = ("alone", "adapted")
@@ -64,8 +64,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.found: dict[str, dict[str, Any]] = {line["key"]: line for line in map(json.loads, lines)}
+        self.found: dict[str, dict[str, Any]] = {line["key"]: line for line in records.read(path)}
 
     def once(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The finding of this key, measured if it is not there."""
@@ -73,8 +72,7 @@ class Results:
             started = time.perf_counter()
             found = {"key": key, **measure()}
             found["seconds"] = round(time.perf_counter() - started, 1)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(found) + "\n")
+            records.add(self.path, found)
             self.found[key] = found
         return self.found[key]
 
@@ -260,9 +258,7 @@ def table(arguments: argparse.Namespace) -> None:
     if arguments.page is None:
         print(text)
         return
-    page = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    records.write_between(arguments.page, "gains", text)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from benchmarks import records
 from benchmarks.stats import Spread, interleaved
 from hftransfer.report.statistics import over_seeds
 
@@ -98,8 +99,7 @@ class Worker:
 def run(arguments: argparse.Namespace) -> None:
     """Train what is missing, draw by draw."""
     out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    done = {key_of(record) for record in read(out)}
+    done = {key_of(record) for record in records.read(out)}
     settings = {"ours": arguments.ours, "setfit": arguments.setfit}
     names = [name for name in NAMES if name not in arguments.without]
     workers: dict[str, Worker] = {}
@@ -131,16 +131,10 @@ def run(arguments: argparse.Namespace) -> None:
                         "settings": settings[name],
                     }
                     record |= {**workers[name].train(task), "versions": workers[name].versions}
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                records.add(out, record)
     finally:
         for worker in workers.values():
             worker.close()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def key_of(record: Mapping[str, Any]) -> str:
@@ -149,18 +143,18 @@ def key_of(record: Mapping[str, Any]) -> str:
     return json.dumps([record[name] for name in names], sort_keys=True)
 
 
-def rows_of(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def rows_of(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row of the table for each data set, number of examples and settings: of both, the draws that both have run."""
     cells: dict[tuple[str, str, int], dict[tuple[str, str], Runs]] = defaultdict(lambda: defaultdict(dict))
-    for one in records:
+    for one in found:
         name = one["contestant"], json.dumps(one["settings"], sort_keys=True)
         cells[one["checkpoint"], one["data_set"], one["shots"]][name][one["draw"]] = one
     rows = []
-    for (checkpoint, data_set, shots), found in sorted(cells.items()):
-        own, peers = ([key for key in sorted(found) if key[0] == name] for name in NAMES)
+    for (checkpoint, data_set, shots), runs in sorted(cells.items()):
+        own, peers = ([key for key in sorted(runs) if key[0] == name] for name in NAMES)
         for mine, theirs in itertools.product(own, peers or [("", "")]):
             start = [checkpoint, data_set, str(shots), _settings(mine[1])]
-            rows.append([*start, *_compared(found[mine], found.get(theirs, {}))])
+            rows.append([*start, *_compared(runs[mine], runs.get(theirs, {}))])
     return rows
 
 
@@ -194,14 +188,14 @@ def _padded(cells: Iterable[str]) -> list[str]:
 
 def table(arguments: argparse.Namespace) -> None:
     """Print a Markdown table."""
-    records = read(Path(arguments.out))
-    threads = ", ".join(sorted({str(one["threads"]) for one in records}))
-    used = sorted({f"{one['contestant']} {one['precision']}" for one in records})
+    found = records.read(Path(arguments.out))
+    threads = ", ".join(sorted({str(one["threads"]) for one in found}))
+    used = sorted({f"{one['contestant']} {one['precision']}" for one in found})
     print(f"Machine: {platform.machine()}, {os.cpu_count()} cores, {threads} thread(s) for each; {', '.join(used)}.\n")
     names = ("checkpoint", "data", "per class", "settings", "draws", "`contrastive`", "setfit", "difference (95 %)")
     names += ("training", "setfit's", "setfit / ours", "in processor time", "with loading, checks, test data")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
-    for row in rows_of(records):
+    for row in rows_of(found):
         print(f"| {' | '.join(row)} |")
 
 

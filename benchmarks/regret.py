@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import tempfile
 import time
@@ -23,7 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.regret_table import KEY, collect, document, fitted, read_lines, source_of
+from benchmarks import records
+from benchmarks.regret_table import KEY, collect, document, fitted, source_of
 
 DATA_SETS: dict[str, dict[str, str]] = {
     "sst2": {},
@@ -132,16 +132,6 @@ def key_of(cell: Cell, checkpoint: str, seed: int) -> dict[str, Any]:
     return {"data_set": cell.data_set, "examples": cell.examples, "checkpoint": name, "seed": seed}
 
 
-def add_line(path: Path, values: dict[str, Any]) -> None:
-    """Add one result, in place of a last line that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = path.read_text(encoding="utf-8") if path.exists() else ""
-    if not kept.endswith("\n"):
-        path.write_text(kept[: kept.rfind("\n") + 1], encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
-
-
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     """Seeds and cells in order: every cell is there once before one is there twice."""
     for seed in arguments.seeds:
@@ -160,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     path = arguments.out / "scores.jsonl"
-    done = {tuple(line[name] for name in (*KEY, "candidate")) for line in read_lines(path)}
+    done = {tuple(line[name] for name in (*KEY, "candidate")) for line in records.read(path)}
     epochs = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
     for cell, seed, key in jobs(arguments):
         config = AutoConfig.from_pretrained(cell.checkpoint or arguments.checkpoint).to_dict()
@@ -173,7 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
                 values = recipe_values(cell, arguments.checkpoint, seed, folder)
                 values |= {"strategy": dict(candidate.strategy), "optim": dict(candidate.optim)}
                 found = train_one(values, train, test)
-            add_line(path, {**key, "candidate": candidate.name, **found})
+            records.add(path, {**key, "candidate": candidate.name, **found})
             print(*key.values(), candidate.name, f"{found['score']:.4f}", f"{found['seconds']:.1f} s", flush=True)
 
 
@@ -186,7 +176,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     path = arguments.out / "measured.jsonl"
-    done = {tuple(line[name] for name in KEY) for line in read_lines(path)}
+    done = {tuple(line[name] for name in KEY) for line in records.read(path)}
     for cell, seed, key in jobs(arguments):
         if tuple(key.values()) in done:
             continue
@@ -201,7 +191,7 @@ def measure(arguments: argparse.Namespace) -> None:
         situation = advising.situation_of(reading, facts.train_examples)
         values = {**asdict(situation), "deviation": reading.deviation, "foreign": facts.wording.is_foreign}
         layers = [asdict(layer) for layer in reading.layers]
-        add_line(path, {**key, **values, "layers": layers, "encoded": encoded, "seconds": round(seconds, 2)})
+        records.add(path, {**key, **values, "layers": layers, "encoded": encoded, "seconds": round(seconds, 2)})
         print(*key.values(), f"head {reading.score:.4f}", f"{seconds:.1f} s", flush=True)
 
 

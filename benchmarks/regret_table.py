@@ -6,7 +6,6 @@ scored.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -14,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from benchmarks import records
 from hftransfer.advise import rules
 from hftransfer.advise.candidates import Candidate, candidates
 from hftransfer.advise.rules import Knowledge, Situation, Weights
@@ -43,17 +43,11 @@ class Trained:
     seconds: float
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The results so far; a last line that was cut off is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def collect(folder: Path) -> list[Trained]:
     """All trainings whose situation was measured."""
-    measured = {tuple(line[name] for name in KEY): line for line in read_lines(folder / "measured.jsonl")}
+    measured = {tuple(line[name] for name in KEY): line for line in records.read(folder / "measured.jsonl")}
     found = []
-    for line in read_lines(folder / "scores.jsonl"):
+    for line in records.read(folder / "scores.jsonl"):
         key = tuple(line[name] for name in KEY)
         if key not in measured:
             continue

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import platform
 import shutil
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks import records
 from hftransfer import Recipe, Run, finetune
 
 DATA_SETS = {"scicite": "f1_macro", "trec6": "accuracy"}
@@ -200,11 +200,6 @@ def measure(cell: Cell, arguments: argparse.Namespace, folder: Path) -> dict[str
     return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines that are there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Measure the cells that have no line yet."""
     import torch
@@ -212,7 +207,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(line["cell"], line["examples"], line["checkpoint"]) for line in read(out)}
+    done = {(line["cell"], line["examples"], line["checkpoint"]) for line in records.read(out)}
     cells = [
         Cell(data, remedy, seed)
         for seed in arguments.seeds
@@ -226,8 +221,7 @@ def run(arguments: argparse.Namespace) -> None:
         # What an interrupted cell has left.
         shutil.rmtree(folder, ignore_errors=True)
         line = measure(cell, arguments, folder)
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        records.add(out, line)
         shown = f"{line['metric']} {line['score']:.4f}, retained {line['retained']:.3f}, {line['seconds']:.0f} s"
         print(f"{cell.name}: {shown}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -289,16 +283,13 @@ def table_lines(lines: Sequence[dict[str, Any]], examples: int) -> list[str]:
 
 def table(arguments: argparse.Namespace) -> None:
     """Print the table, or write it between the marks of a page."""
-    lines = read(Path(arguments.out))
+    lines = records.read(Path(arguments.out))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread"
     text = "\n".join([*table_lines(lines, arguments.examples), "", f"Machine: {machine}."])
     if arguments.write is None:
         print(text)
         return
-    page = Path(arguments.write)
-    before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- retention:begin -->\n")
-    _, end, after = rest.partition("<!-- retention:end -->")
-    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+    records.write_between(Path(arguments.write), "retention", text)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from hftransfer.finetuning import finetune
 from hftransfer.models.load import model_type
 from hftransfer.recipe import Recipe
 from hftransfer.run import Run, check_output_folder, check_push
-from hftransfer.run_files import METRICS_FILE, write_json
+from hftransfer.run_files import METRICS_FILE, MODEL_FOLDER, write_json
 from hftransfer.verdicts import Verdict, VerdictTable
 
 ADAPTATION, TASK, TEXTS, STATE = "adaptation", "task", "texts", "adaptation.json"
@@ -109,7 +109,7 @@ def adapt(recipe: Recipe, settings: AdaptationSettings, *, origins: Mapping[str,
 
 def _language_recipe(recipe: Recipe, settings: AdaptationSettings, folder: Path) -> Recipe:
     """The recipe of the adaptation, on the files that `_write_texts` makes."""
-    from hftransfer.diagnose.language import language_task
+    from hftransfer.training.language_model import language_task
 
     files = {name: str(folder / TEXTS / f"{name}.parquet") for name in ("domain", "domain_held_out", "general")}
     data: dict[str, Any] = {"train": files["domain"], "validation": files["domain_held_out"]}
@@ -138,8 +138,6 @@ def _language_recipe(recipe: Recipe, settings: AdaptationSettings, folder: Path)
 
 def _adapt(recipe: Recipe, language: Recipe, settings: AdaptationSettings, folder: Path) -> dict[str, float]:
     """Train on the domain's texts; the losses on what is held out before that, by source."""
-    from hftransfer.diagnose.language import load_language_model
-
     column = settings.column or _column(settings.texts, recipe.data.text)
     sources = {"domain": read_texts(settings.texts, "--texts", column)}
     if settings.general is not None:
@@ -147,14 +145,23 @@ def _adapt(recipe: Recipe, language: Recipe, settings: AdaptationSettings, folde
         sources["general"] = read_texts(settings.general, "--general", column)
     parts = {name: hold_out(texts.distinct(), recipe.seed) for name, texts in sources.items()}
     # Before anything is written: whether the checkpoint has the head at all.
-    model = load_language_model(
-        recipe.checkpoint, max_length=recipe.data.max_length, trust_remote_code=recipe.trust_remote_code
-    )
     with interruption.watched():
-        before = {name: model.losses(held.texts, one_by_one=False).mean for name, (_, held) in parts.items()}
+        before = _losses(recipe.checkpoint, recipe, {name: held for name, (_, held) in parts.items()})
     _write_texts(folder, parts)
     finetune(language)
     return before
+
+
+def _losses(checkpoint: str, recipe: Recipe, held: Mapping[str, Texts]) -> dict[str, float]:
+    """What a checkpoint's head makes of what is held out: nats per guessed token, as validation measures them."""
+    from hftransfer.diagnose.language import LONGEST, to_device
+    from hftransfer.training.language_model import load_language_model
+
+    model = load_language_model(
+        checkpoint, max_length=recipe.data.max_length or LONGEST, trust_remote_code=recipe.trust_remote_code
+    )
+    to_device(model.loaded.model)
+    return {name: model.losses(model.encode(texts.texts)).mean for name, texts in held.items()}
 
 
 def _column(path: str, own: str) -> str:
@@ -206,13 +213,8 @@ def _finished(folder: Path, language: Recipe, settings: AdaptationSettings) -> b
 
 def _mark_finished(folder: Path, language: Recipe, settings: AdaptationSettings, before: Mapping[str, float]) -> None:
     """Measure the adapted model on what is held out, and note it with what it belongs to."""
-    from hftransfer.diagnose.language import load_language_model
-
-    model = load_language_model(str(folder / ADAPTATION / "model"), max_length=language.data.max_length)
-    after = {}
-    for name in before:
-        held = read_texts(str(folder / TEXTS / f"{name}_held_out.parquet"), name)
-        after[name] = model.losses(held.texts, one_by_one=False).mean
+    held = {name: read_texts(str(folder / TEXTS / f"{name}_held_out.parquet"), name) for name in before}
+    after = _losses(str(folder / ADAPTATION / MODEL_FOLDER), language, held)
     write_json(
         folder / STATE, {"digest": _digest(language, settings), "loss_before": dict(before), "loss_after": after}
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hftransfer import advising, interruption, one_seed, seeds
-from hftransfer.advising import Advice, auto
-from hftransfer.advising.ranking import Ranked, in_order
+from hftransfer.advising import auto
 from hftransfer.errors import RecipeError
 from hftransfer.locking import FolderLock
 from hftransfer.one_seed import Prepared
@@ -96,55 +94,6 @@ def assemble(
     """The training of a recipe's first seed, ready to start. Arguments and errors are those of `finetune`."""
     first = seeds.first_of(prepare_all(recipe, train=train, validation=validation, test=test, origins=origins))
     return first.assembled(one_seed.build(first))
-
-
-def advise(
-    recipe: Recipe,
-    *,
-    train: Any = None,
-    validation: Any = None,
-    test: Any = None,
-    origins: Mapping[str, str] | None = None,
-) -> Advice:
-    """Say what each strategy would score and cost, and recommend one (docs/advisor.md).
-
-    The recipe's own strategy is not looked at. Nothing is written or trained. Arguments and errors are those of
-    `finetune`.
-    """
-    given = given_settings(recipe, origins)
-    prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
-    return advising.advise(prepared, given)
-
-
-def rank(
-    recipe: Recipe,
-    checkpoints: Sequence[str],
-    *,
-    train: Any = None,
-    validation: Any = None,
-    origins: Mapping[str, str] | None = None,
-) -> list[Ranked]:
-    """Measure what several checkpoints' frozen features hold of the same rows' labels, best first (docs/advisor.md).
-
-    Args:
-        recipe: Data and task; its checkpoint and strategy are not looked at.
-        checkpoints: Hub ids or local folders.
-        train: Training data in memory.
-        validation: Likewise.
-        origins: Where given values come from.
-
-    Raises:
-        UserError: If data and a checkpoint do not fit together.
-    """
-    found = []
-    for checkpoint in checkpoints:
-        probing = advising.probing_recipe(recipe.model_copy(update={"checkpoint": checkpoint}))
-        prepared = prepare_all(probing, train=train, validation=validation, origins=origins)
-        started = time.perf_counter()
-        reading, _ = advising.measure(prepared)
-        parameters = sum(weight.numel() for weight in prepared.loaded.model.parameters())
-        found.append(Ranked(checkpoint, reading, parameters, time.perf_counter() - started))
-    return in_order(found)
 
 
 def prepare_all(

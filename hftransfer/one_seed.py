@@ -156,20 +156,20 @@ def train(prepared: Prepared, training: Training | None = None, report: Report |
     """
     training = training or build(prepared)
     writes = prepared.accelerator.is_main_process
-    found = None if report is None else report.as_data()
-    run = create_run(prepared.recipe, writes, prepared.lock, found, prepared.verdicts)
+    checked = None if report is None else report.as_data()
+    run = create_run(prepared.recipe, writes, prepared.lock, checked, prepared.verdicts)
     prepared.accelerator.wait_for_everyone()
     announce(prepared, training)
     with interruption.held(), disk_errors("the run", run.folder, NO_ROOM):
         with measured_carbon(NAME in prepared.recipe.trackers and writes) as carbon:
             training.run()
-        results_found = finish(prepared, training, run)
-        results_found.carbon = carbon
+        found = finish(prepared, training, run)
+        found.carbon = carbon
         if writes:
-            results.write(run, training, prepared.recipe, prepared.data, results_found)
+            results.write(run, training, prepared.recipe, prepared.data, found)
             run.write_card()
     prepared.accelerator.wait_for_everyone()
-    prepared.say(summary.score_table(results_found.scores))
+    prepared.say(summary.score_table(found.scores))
     prepared.say(f"Model: {run.model_folder}  (training took {training.progress.seconds:.0f} s)")
     prepared.say(f"Report: {run.report_file}")
     return run

@@ -1,6 +1,6 @@
 """The advisor: facts, one pass over a sample, what every strategy would score and cost, and a choice.
 
-from hftransfer.finetuning import advise
+from hftransfer.advice import advise
 advice = advise(Recipe(checkpoint="DIR", data={"train": "train.csv"}))
 print(advice.chosen.candidate.name)
 """

@@ -37,8 +37,8 @@ def advise(
 
     check_name(name)
     check_inputs(recipe)
+    from hftransfer.advice import advise as advise_recipe
     from hftransfer.advising import words
-    from hftransfer.finetuning import advise as advise_recipe
 
     found = advise_recipe(recipe, origins=RecipeConfig.origins)
     _print(words.as_data(found)) if json else print_verdict(words.verdict_of(found))
@@ -67,8 +67,8 @@ def rank(
         raise RecipeError("one checkpoint cannot be ranked", where="rank", fix="name two or more")
     for checkpoint in checkpoints:
         check_inputs(recipe.model_copy(update={"checkpoint": checkpoint}))
+    from hftransfer.advice import rank as rank_checkpoints
     from hftransfer.advising import ranking
-    from hftransfer.finetuning import rank as rank_checkpoints
 
     found = rank_checkpoints(recipe, checkpoints, origins=RankConfig.origins)
     _print(ranking.as_data(found)) if json else print_verdict(ranking.verdict_of(found))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import DataSection, TextClassification
-from hftransfer.run_files import METRICS_FILE
+from hftransfer.run import Run
 from hftransfer.setting_values import listed_columns
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def check_bias_inputs(
         raise DataError("nothing to look at", where="diagnose bias", fix="name a run's folder, or give --data.train")
     if run is not None and model is not None:
         raise DataError("both a run and a model", where="--model", fix="a run has its own model: leave it out")
-    if run is not None and not (run / METRICS_FILE).is_file():
-        raise DataError("no finished run (metrics.json is missing)", where=str(run), fix="name a run's folder")
+    if run is not None:
+        Run(run).check_finished()
     if cases is not None and run is None and model is None:
         raise DataError("cases need a model", where="--cases", fix="give --model, or name a run's folder")
     for path, where in ((data.train, "data.train"), (data.validation, "data.validation"), (data.test, "data.test")):
@@ -112,8 +112,6 @@ def read_subject(
 
 def _of_run(run: Path, data: DataSection) -> tuple[DataSection, TextClassification, int]:
     """The data section of a run, with what the command line says in its place, its task and the seed of its splits."""
-    from hftransfer.run import Run
-
     recipe = Run(run).recipe
     if not isinstance(recipe.task, TextClassification) or recipe.task.problem != "single_label":
         what = f"a run of {recipe.task.type}, {getattr(recipe.task, 'problem', '')}".rstrip(", ")

@@ -25,7 +25,7 @@ from hftransfer.strategies import adapters
 from hftransfer.strategies.freezing import attach_anatomy
 from hftransfer.tasks.base import Features
 from hftransfer.training import drift, prepare
-from hftransfer.training.language_model import LanguageModel, TextLosses, load_language_model, spread_rows, texts_of
+from hftransfer.training.language_model import LanguageModel, TextLosses, find_language_model, spread_rows, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,7 +70,7 @@ class Subject:
             DataError: If the run left its backbone as it was.
         """
         trained = plain_model(load_trained(folder / MODEL_FOLDER))
-        language = load_language_model(recipe.checkpoint, recipe.trust_remote_code)
+        language = find_language_model(recipe.checkpoint, recipe.trust_remote_code)
         if language is None:
             plain = load_model(
                 recipe.checkpoint, "AutoModel", config_overrides={}, trust_remote_code=recipe.trust_remote_code

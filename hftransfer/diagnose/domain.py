@@ -25,10 +25,11 @@ from hftransfer.diagnose.domain_texts import (
     overlap,
     words_of,
 )
-from hftransfer.diagnose.language import LONGEST, POSITIONS, load_language_model
-from hftransfer.errors import CheckpointError, DataError
+from hftransfer.diagnose.language import LONGEST, POSITIONS, to_device, token_losses
+from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_model, max_input_length
 from hftransfer.report.statistics import Interval
+from hftransfer.training.language_model import NoLanguageModelError, load_language_model
 
 SOURCES = ("training", "deployment", "reference")
 LEAST_TEXTS = 4 * FOLDS
@@ -169,10 +170,10 @@ def _losses(
     """Loss by source under the checkpoint's head, and what was guessed; or none, and why."""
     try:
         model = load_language_model(checkpoint, max_length=max_length, trust_remote_code=trust_remote_code)
-    except CheckpointError as error:
-        # The backbone was loaded before, so that it is the head that is missing; the reader is told.
+    except NoLanguageModelError as error:
         return {}, f"not measured: {error.what}"
-    measured = {name: model.losses(texts.texts, positions=positions) for name, texts in named.items()}
+    to_device(model.loaded.model)
+    measured = {name: token_losses(model, texts.texts, positions) for name, texts in named.items()}
     how = "; ".join(f"{name}: {loss.how}" for name, loss in measured.items())
     return {name: loss.interval() for name, loss in measured.items()}, how
 

@@ -20,7 +20,6 @@ from hftransfer.caching.states import PlainInputs
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training import distributed
 from hftransfer.training.distributed import Weights, copy_weights, local_weights, restore
-from hftransfer.training.evaluate import predict
 
 if TYPE_CHECKING:
     from hftransfer.training.loop import Training
@@ -171,17 +170,8 @@ class Kept:
         """The validation score of weights, which are in the model afterwards."""
         training = self.training
         restore(training.model, weights)
-        with training.accelerator.autocast():
-            predictions = predict(
-                training.model,
-                training.task,
-                PlainInputs(training.task, training.validation),
-                max_examples=training.recipe.optim.per_device_eval_batch_size,
-                accelerator=training.accelerator,
-            )
-        thresholds = training.recipe.evaluation.tunes_thresholds
-        training.task.calibrate(predictions, training.validation, thresholds=thresholds)
-        return training.task.score(predictions, training.validation)[training.metric]
+        inputs = PlainInputs(training.task, training.validation)
+        return training.validation_scores(training.model, inputs)[training.metric]
 
 
 def greedy_soup(

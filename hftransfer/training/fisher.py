@@ -19,7 +19,7 @@ from hftransfer.caching.states import PlainInputs
 from hftransfer.models.backbone import backbone_parameters
 from hftransfer.models.load import LoadedModel
 from hftransfer.tasks.base import Features, Task
-from hftransfer.training.language_model import load_language_model, spread_rows, texts_of
+from hftransfer.training.language_model import find_language_model, spread_rows, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +43,7 @@ def importance(
         features: The training rows, for a checkpoint without a language-modelling head.
         device: Where to compute.
     """
-    language = load_language_model(recipe.checkpoint, recipe.trust_remote_code)
+    language = find_language_model(recipe.checkpoint, recipe.trust_remote_code)
     if language is not None:
         loaded, task = language.loaded, language.task
         features = language.encode(texts_of(dataset, recipe, EXAMPLES))

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
     from hftransfer.recipe import Recipe
 
+TEXT, BATCH = "text", 64
+"""The column that texts are put into; rows per batch at most."""
 MAX_LENGTH = 128
-"""Tokens of a text that are read at once; longer texts are read in pieces."""
+"""Tokens of a text that are read at once, unless said otherwise."""
+
+
+class NoLanguageModelError(CheckpointError):
+    """A checkpoint without a language-modelling head that was pretrained."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,13 @@ class LanguageModel:
 
     Attributes:
         loaded: Model and tokenizer.
-        task: Masks, or predicts the next token.
+        task: masked_lm or causal_lm on plain texts.
+        max_length: Tokens of a text that are read at once; longer texts are read in pieces.
     """
 
     loaded: LoadedModel
     task: Task
+    max_length: int
 
     @property
     def guesses(self) -> str:
@@ -52,21 +60,20 @@ class LanguageModel:
         """Tokenize texts."""
         from datasets import Dataset
 
-        limit = max_input_length(self.loaded.model, self.loaded.tokenizer) or MAX_LENGTH
-        rows = Dataset.from_dict({"text": list(texts)})
-        return self.task.encode(rows, self.loaded.tokenizer, min(limit, MAX_LENGTH))
+        return self.task.encode(Dataset.from_dict({TEXT: list(texts)}), self.loaded.tokenizer, self.max_length)
 
-    def losses(self, features: Features) -> TextLosses:
-        """The loss of every token to guess, summed by text."""
-        found: Any = predict(self.loaded.model, self.task, PlainInputs(self.task, features))
-        # Masked: loss and hit of each token. Causal: how many losses there are, and these.
-        losses = [row[:, 0] if row.ndim == 2 else row[1 : 1 + int(row[0])] for row in map(np.asarray, found)]
-        count = features.num_examples
-        sums_N, tokens_N = (
-            np.bincount(features.example_N, np.asarray(values, np.float64), count).astype(np.float64)
-            for values in ([row.sum() for row in losses], [len(row) for row in losses])
-        )
-        return TextLosses(sums_N, tokens_N)
+    def losses(self, features: Features, task: Task | None = None) -> TextLosses:
+        """The loss of every token to guess, summed by text: the same tokens whenever it is repeated.
+
+        Args:
+            features: Texts, as from `encode`.
+            task: Says what is to be guessed in them; masked_lm or causal_lm when absent.
+        """
+        task = task or self.task
+        predictions = predict(self.loaded.model, task, PlainInputs(task, features), max_examples=BATCH)
+        outcome = task.outcomes(predictions, features)
+        assert outcome is not None, "language modelling tasks have outcomes"
+        return TextLosses(*(np.asarray(outcome[2][name], np.float64) for name in ("loss", "tokens")))
 
 
 @dataclass(frozen=True)
@@ -82,32 +89,67 @@ class TextLosses:
         return float(self.sums_N.sum() / self.tokens_N.sum())
 
 
-def load_language_model(checkpoint: str, trust_remote_code: str | None = None) -> LanguageModel | None:
-    """A checkpoint under its own language-modelling head; None where it has none.
+def language_task(kind: str) -> str:
+    """The task that goes on with a model's pretraining, by its `model_type`: masked_lm, or causal_lm for decoders.
+
+    Raises:
+        NoLanguageModelError: If neither can.
+    """
+    if kind not in FAMILIES:
+        raise NoLanguageModelError(f"{kind} models are not understood", where="checkpoint")
+    for task in (MaskedLMTask, CausalLMTask):
+        if task.suits(kind):
+            return task.type
+    raise NoLanguageModelError(
+        f"{kind} models have neither masked nor causal language modelling", where="checkpoint", fix="see docs/matrix.md"
+    )
+
+
+def load_language_model(
+    checkpoint: str, *, max_length: int = MAX_LENGTH, trust_remote_code: str | None = None
+) -> LanguageModel:
+    """A checkpoint under the language-modelling head that it was pretrained with.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        max_length: Tokens read at once, as far as the model goes.
+        trust_remote_code: As in the recipe.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        NoLanguageModelError: It has no such head, or its tokenizer cannot mask.
+    """
+    kind = model_type(checkpoint, trust_remote_code)
+    data = DataSection(text=TEXT)
+    task: Task
+    if language_task(kind) == MaskedLMTask.type:
+        task = MaskedLMTask(MaskedLM(), data)
+    else:
+        task = CausalLMTask(TextGeneration(type="causal_lm"), data, completes=False)
+    loaded = load_model(checkpoint, task.class_for(kind), config_overrides={}, trust_remote_code=trust_remote_code)
+    if loaded.fresh_parameters:
+        raise NoLanguageModelError(
+            f"no pretrained language-modelling head ({', '.join(loaded.fresh_parameters[:2])} would start at random)",
+            where=checkpoint,
+        )
+    try:
+        task.attach(loaded.model, loaded.tokenizer)
+    except CheckpointError as error:
+        raise NoLanguageModelError(error.what, where=error.where, fix=error.fix) from None
+    limit = max_input_length(loaded.model, loaded.tokenizer) or max_length
+    return LanguageModel(loaded, task, min(limit, max_length))
+
+
+def find_language_model(checkpoint: str, trust_remote_code: str | None = None) -> LanguageModel | None:
+    """The same; None where the checkpoint has no such head.
 
     Raises:
         CheckpointError: If it cannot be read.
     """
-    kind = model_type(checkpoint, trust_remote_code)
-    if kind not in FAMILIES:
-        return None
-    data = DataSection()
-    task: Task | None = None
-    if MaskedLMTask.suits(kind):
-        task = MaskedLMTask(MaskedLM(), data)
-    elif CausalLMTask.suits(kind):
-        task = CausalLMTask(TextGeneration(type="causal_lm"), data, completes=False)
-    if task is None:
-        return None
-    loaded = load_model(checkpoint, task.class_for(kind), config_overrides={}, trust_remote_code=trust_remote_code)
-    if loaded.fresh_parameters:
-        return None
     try:
-        task.attach(loaded.model, loaded.tokenizer)
-    except CheckpointError:
-        # A tokenizer without a mask: the head cannot be asked.
+        return load_language_model(checkpoint, trust_remote_code=trust_remote_code)
+    except NoLanguageModelError:
         return None
-    return LanguageModel(loaded, task)
 
 
 def texts_of(dataset: Dataset, recipe: Recipe, most: int) -> list[str]:

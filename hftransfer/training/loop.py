@@ -326,20 +326,25 @@ class Training:
             self.progress.cache_facts = self._facts_with(now.inputs)
             self.saving.save(now.current.stage.name, now.optimizer, now.log)
 
-    def _evaluate(self, now: StageRun) -> None:
-        """Score the validation data, keep the best weights, count patience."""
-        inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
+    def validation_scores(self, model: nn.Module, inputs: Inputs) -> dict[str, float]:
+        """The scores of the validation data with the model as it is, which runs on them as the inputs say."""
         # Generation goes around the forward that Accelerate wraps, and frozen weights may be cast for autocast.
-        with self.accelerator.autocast(), self.kept.in_place():
+        with self.accelerator.autocast():
             predictions = predict(
-                inner,
+                model,
                 self.task,
-                now.inputs.splits["validation"],
+                inputs,
                 max_examples=self.recipe.optim.per_device_eval_batch_size,
                 accelerator=self.accelerator,
             )
         self.task.calibrate(predictions, self.validation, thresholds=self.recipe.evaluation.tunes_thresholds)
-        scores = self.task.score(predictions, self.validation)
+        return self.task.score(predictions, self.validation)
+
+    def _evaluate(self, now: StageRun) -> None:
+        """Score the validation data, keep the best weights, count patience."""
+        with self.kept.in_place():
+            inner = self.accelerator.unwrap_model(now.model, keep_fp32_wrapper=True)
+            scores = self.validation_scores(inner, now.inputs.splits["validation"])
         value = scores[self.metric]
         better = is_better(value, self.progress.best_score, self.metric)
         if better:

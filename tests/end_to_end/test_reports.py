@@ -118,6 +118,12 @@ def test_no_text_is_kept_unless_it_is_asked_for(at_once: Run, one_by_one: Run) -
         if path.is_file() and path.parent.name != "model":
             assert b"document.title" not in path.read_bytes(), path
     assert "worst errors among the test examples" in at_once.report_file.read_text(encoding="utf-8")
+    shown, hidden = ((run.model_folder / "README.md").read_text(encoding="utf-8") for run in (at_once, one_by_one))
+    assert shown.count("\n", shown.index("| text | right | predicted |"), shown.index("## Training")) > 3
+    assert "No example of the data" not in shown
+    assert "<b>rotten" not in shown
+    assert "No example of the data is part of this repository." in hidden
+    assert "document.title" not in hidden
 
 
 def test_a_report_is_one_safe_page_and_can_be_rebuilt(at_once: Run, capsys: pytest.CaptureFixture[str]) -> None:

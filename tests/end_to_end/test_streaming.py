@@ -46,6 +46,8 @@ def settings(base, folder, chunk=12, streamed=True, **changes):
         "output_dir": str(folder),
         "data": {**data, "streaming": streamed and chunk},
         "optim": {**optim, **changes.pop("optim", {})},
+        # What preflight does to a run, and that it leaves it as it was, is tested in unit/preflight and contract.
+        "preflight": "off",
         **changes,
     }
 

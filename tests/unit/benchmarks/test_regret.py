@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import regret, regret_table
-from benchmarks.regret import Cell, add_line, read_rows
+from benchmarks import records, regret, regret_table
+from benchmarks.regret import Cell, read_rows
 from benchmarks.regret_table import EPOCHS, POLICIES, collect, complete, document, fitted, regrets, without
 from hftransfer.advise.candidates import candidates
 
@@ -21,11 +21,11 @@ def write_results(folder, best="lora", data_sets=("a", "b", "c")):
         for seed in (1, 2):
             key = {"data_set": data_set, "examples": 500, "checkpoint": "tiny", "seed": seed}
             head = 0.6 + 0.05 * number
-            add_line(folder / "measured.jsonl", {**key, **SEEN, "train_examples": 450, "head": head})
+            records.add(folder / "measured.jsonl", {**key, **SEEN, "train_examples": 450, "head": head})
             for one in candidates(2, 450, EPOCHS):
                 score = head + 0.1 * (one.type == best) + 0.05 * bool(one.optim)
                 line = {**key, "candidate": one.name, "score": score, "training_seconds": 1.0}
-                add_line(folder / "scores.jsonl", line)
+                records.add(folder / "scores.jsonl", line)
     return collect(folder)
 
 
@@ -74,7 +74,7 @@ def test_incomplete_cells_and_cut_lines_are_left_out(tmp_path):
     text = path.read_text(encoding="utf-8")
     path.write_text(text[:-10], encoding="utf-8")
     assert len(complete(collect(tmp_path))) == 5
-    add_line(path, json.loads(text.splitlines()[-1]))
+    records.add(path, json.loads(text.splitlines()[-1]))
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines == text.splitlines()
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from hftransfer.diagnose.language import language_task, load_language_model
+from hftransfer.caching.states import PlainInputs
+from hftransfer.diagnose.language import token_losses
 from hftransfer.errors import CheckpointError
+from hftransfer.training.evaluate import predict
+from hftransfer.training.language_model import find_language_model, language_task, load_language_model
 from tests.tiny_models import WORDS
 
 TEXTS = [" ".join(WORDS[at : at + 3 + at % 7]) for at in range(0, 30, 3)]
@@ -32,20 +35,20 @@ def test_every_token_is_masked_alone(family: str, language_models: Path) -> None
             losses.append(-float(logits_V.log_softmax(-1)[ids_T[place]]))
         sums.append(sum(losses))
         counts.append(len(losses))
-    found = load_language_model(str(folder)).losses(TEXTS)
+    found = token_losses(load_language_model(str(folder)), TEXTS)
     assert found.sums_N == pytest.approx(np.asarray(sums), rel=1e-4)
-    assert found.counts_N.tolist() == counts
+    assert found.tokens_N.tolist() == counts
     assert found.mean == pytest.approx(sum(sums) / sum(counts), rel=1e-4)
     assert found.how == f"all {sum(counts)} tokens, masked one at a time"
 
 
 def test_a_sample_is_always_the_same_and_within_the_whole(language_models: Path) -> None:
     model = load_language_model(str(language_models / "bert" / "AutoModelForMaskedLM"))
-    first, again = model.losses(TEXTS, positions=20), model.losses(TEXTS, positions=20)
-    assert first.counts_N.sum() == 20
+    first, again = token_losses(model, TEXTS, 20), token_losses(model, TEXTS, 20)
+    assert first.tokens_N.sum() == 20
     assert first.sums_N.tolist() == again.sums_N.tolist()
     assert first.how.startswith("20 of ")
-    interval = model.losses(TEXTS).interval()
+    interval = token_losses(model, TEXTS).interval()
     assert interval.low < interval.value < interval.high
 
 
@@ -57,22 +60,24 @@ def test_decoders_are_read_from_left_to_right(language_models: Path) -> None:
         ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
         with torch.no_grad():
             expected.append(float(model(ids, labels=ids).loss) * (ids.shape[1] - 1))
-    found = load_language_model(str(folder)).losses(TEXTS)
+    found = token_losses(load_language_model(str(folder)), TEXTS)
     assert found.sums_N == pytest.approx(np.asarray(expected), rel=1e-4)
     assert found.how == "every token from those before it"
 
 
 def test_t5_and_the_loss_of_a_run_are_those_of_masked_lm(language_models: Path) -> None:
-    spans = load_language_model(str(language_models / "t5" / "AutoModelForSeq2SeqLM")).losses(TEXTS)
+    spans = token_losses(load_language_model(str(language_models / "t5" / "AutoModelForSeq2SeqLM")), TEXTS)
     assert spans.how == "spans of T5"
     assert np.isfinite(spans.mean)
     model = load_language_model(str(language_models / "bert" / "AutoModelForMaskedLM"))
-    assert model.losses(TEXTS, one_by_one=False).how == "15 % of the tokens, masked at once"
+    predictions = predict(model.loaded.model, model.task, PlainInputs(model.task, model.encode(TEXTS)))
+    losses = np.concatenate([row_M2[:, 0] for row_M2 in predictions])
+    assert model.losses(model.encode(TEXTS)).mean == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
 def test_texts_without_a_word_are_left_out(language_models: Path) -> None:
     model = load_language_model(str(language_models / "bert" / "AutoModelForMaskedLM"))
-    assert len(model.losses(["", TEXTS[0], " "]).sums_N) == 1
+    assert len(token_losses(model, ["", TEXTS[0], " "]).sums_N) == 1
 
 
 def test_which_task_goes_on_with_pretraining() -> None:
@@ -84,3 +89,4 @@ def test_which_task_goes_on_with_pretraining() -> None:
 def test_a_backbone_alone_has_no_head(checkpoints: Path) -> None:
     with pytest.raises(CheckpointError, match="no pretrained language-modelling head"):
         load_language_model(str(checkpoints / "bert"))
+    assert find_language_model(str(checkpoints / "bert")) is None
