@@ -268,11 +268,30 @@ def _about_scores(facts: CardFacts) -> str:
         parts[-1] += "validation data, so its scores there are a little too good."
     if kept == "ema":
         parts.append("The weights are a moving average over the last part of the training.")
-    seed = facts.recipe["seed"]
     if facts.metrics.get("intervals"):
         parts.append("In brackets: 95 % confidence intervals over the examples.")
-    parts.append(f"One training with seed {seed}: another seed gives somewhat other scores.")
-    return " ".join(parts)
+    return " ".join([*parts, _about_seeds(facts)])
+
+
+def _about_seeds(facts: CardFacts) -> str:
+    """Whether there was one training or several, and how far their scores lie apart."""
+    found = facts.metrics.get("seeds")
+    if not found:
+        named = facts.recipe.get("seeds")
+        seed = named[0] if isinstance(named, list) else facts.recipe["seed"]
+        return f"One training with seed {seed}: another seed gives somewhat other scores."
+    metric, split = facts.metrics["training"]["metric"], next(iter(facts.scores))
+    text = (
+        f"Of {len(found['values'])} trainings with seeds {', '.join(found['values'])} this is that of seed "
+        f"{found['chosen']}, chosen by {metric} on the validation data."
+    )
+    about = found[split].get(metric, {})
+    if about.get("mean") is None or about.get("sd") is None:
+        return text
+    return (
+        f"{text} On {_split_name(facts, split)} data {metric} has a mean of {about['mean']:.4f} and a standard "
+        f"deviation of {about['sd']:.4f} over the seeds."
+    )
 
 
 def _labels(facts: CardFacts) -> dict[str, Any]:

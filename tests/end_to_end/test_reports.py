@@ -75,6 +75,11 @@ def test_several_seeds_leave_one_run_with_the_chosen_model(at_once: Run, one_by_
         assert about["interval"][0] <= about["mean"] <= about["interval"][1]
         assert {"lead_on_validation", "lead_on_test", "optimism"} < set(spread["best_of"])
         assert run.metrics["test"] == by_seed[spread["chosen"]].metrics["test"]
+        card = (run.model_folder / "README.md").read_text(encoding="utf-8")
+        assert f"Of {len(seeds)} trainings with seeds {', '.join(map(str, seeds))} this is" in card
+        assert f"that of seed {spread['chosen']}, chosen by accuracy on the validation data" in card
+        assert f"a mean of {about['mean']:.4f} and a standard deviation of {about['sd']:.4f}" in card
+        assert "One training" not in card
         found = predict(run, [row["text"] for row in rows(40)])
         right = [one["prediction"] == row["label"] for one, row in zip(found, rows(40), strict=True)]
         assert sum(right) / 40 == pytest.approx(run.metrics["test"]["accuracy"])
