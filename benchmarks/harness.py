@@ -27,6 +27,8 @@ from benchmarks.stats import interleaved
 ROOT = Path(__file__).parents[1]
 FIRST_SEED = 13
 TRIAL_EXAMPLES = 512
+# A trial is stopped when its process has taken these seconds (imports, scoring) and this multiple of the fastest.
+TRIAL_SECONDS, TRIAL_MULTIPLE = 25, 2
 # A contestant that takes longer has hung.
 MAX_SECONDS = 3 * 3600
 # Each would change what a contestant does by default.
@@ -122,28 +124,37 @@ class _Measurement:
         names = [str(number) for number in range(len(contestant.candidates))]
         seconds: dict[str, list[float]] = {name: [] for name in names}
         disturbed = dict.fromkeys(names, False)
+        errors: dict[str, str] = {}
         for order in interleaved(names, 2):
-            for name in order:
+            for name in (name for name in order if name not in errors):
+                fastest = min((one for found in seconds.values() for one in found), default=MAX_SECONDS)
                 settings = {**contestant.settings, **contestant.candidates[int(name)]}
                 if "epochs" in settings:
                     settings["epochs"] = 1
                 trial = replace(contestant, settings=settings, examples=examples / self.harness.examples)
-                sample = self._sample(trial, python, -1)
+                sample = self._sample(trial, python, -1, TRIAL_SECONDS + TRIAL_MULTIPLE * fastest)
                 self._say(f"trial {dict(contestant.candidates[int(name)])}", sample)
                 if sample["error"] is None:
                     seconds[name].append(sample["seconds"])
                     disturbed[name] |= sample["marked"]
+                else:
+                    errors[name] = sample["error"]
         trials = [
-            {"settings": dict(candidate), "seconds": min(seconds[name], default=None), "marked": disturbed[name]}
+            {
+                "settings": dict(candidate),
+                "seconds": min(seconds[name], default=None),
+                "marked": disturbed[name],
+                "error": errors.get(name),
+            }
             for name, candidate in zip(names, contestant.candidates, strict=True)
         ]
-        fastest = min((name for name in names if seconds[name]), key=lambda name: min(seconds[name]), default="0")
-        chosen = dict(contestant.candidates[int(fastest)])
+        chosen_name = min((name for name in names if seconds[name]), key=lambda name: min(seconds[name]), default="0")
+        chosen = dict(contestant.candidates[int(chosen_name)])
         self.choices[contestant.name] = {"settings": chosen, "trials": trials, "examples": examples}
         return replace(contestant, settings={**contestant.settings, **chosen})
 
-    def _sample(self, contestant: Contestant, python: str, number: int) -> Sample:
-        """Run a contestant once."""
+    def _sample(self, contestant: Contestant, python: str, number: int, limit: float = MAX_SECONDS) -> Sample:
+        """Run a contestant once, for at most `limit` seconds."""
         # A warm contestant comes back to its folder; every other starts with empty caches.
         if self.case.warm:
             folder = self.scratch / _slug(contestant.name)
@@ -161,7 +172,7 @@ class _Measurement:
             result=str(folder / "result.json"),
         )
         sample: Sample = {"contestant": contestant.name, "round": number, "examples": examples}
-        sample |= run_process(python, f"benchmarks.{contestant.module}", spec, folder)
+        sample |= run_process(python, f"benchmarks.{contestant.module}", spec, folder, limit)
         if not self.case.warm:
             shutil.rmtree(folder)
         return sample
@@ -207,7 +218,7 @@ class _Measurement:
         print(f"{self.case.name}  {what}  {sample['contestant']}  {outcome}  others {others}{mark}", flush=True)
 
 
-def run_process(python: str, module: str, spec: Spec, folder: Path) -> Sample:
+def run_process(python: str, module: str, spec: Spec, folder: Path, limit: float = MAX_SECONDS) -> Sample:
     """Run one contestant's process while watching the others on the machine; a failure is part of the sample."""
     Path(spec.result).unlink(missing_ok=True)
     before = machine.read_processors()
@@ -222,11 +233,11 @@ def run_process(python: str, module: str, spec: Spec, folder: Path) -> Sample:
                 env=environment(folder),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=MAX_SECONDS,
+                timeout=limit,
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            code, error = None, f"stopped after {MAX_SECONDS} s"
+            code, error = None, f"stopped after {limit:.0f} s"
         after = machine.read_processors()
         output.seek(0)
         lines = [line.strip() for line in output if line.strip()]

@@ -81,6 +81,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def computes_bf16() -> bool:
+    """Whether the processor has matrix instructions for bf16, or there is a GPU; without, bf16 is emulated, slowly."""
+    facts = describe()
+    return facts["gpu"] is not None or any(flag.endswith("_bf16") for flag in facts["flags"])
+
+
 def _proc_fields(path: str) -> dict[str, str]:
     """The `name : value` lines of a file in /proc, the first of each name."""
     try:

@@ -1,6 +1,6 @@
 """The highest rate of matrix products on this machine, and the operations that a model itself needs.
 
-    python -m benchmarks.peak SPEC.json     (a contestant of the `peak` case; settings: dtype)
+    python -m benchmarks.peak SPEC.json     (a contestant of the `peak` case; settings: dtype, native or fp32)
 
 An addition and a multiplication are two operations. Only real tokens count, not padding: a model that pads wastes its
 share.
@@ -54,10 +54,12 @@ def main() -> None:
     import torch
 
     from benchmarks.contestants.common import Spec, report
+    from benchmarks.machine import computes_bf16
 
     spec = Spec.from_command_line()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[spec.settings["dtype"]]
+    native = spec.settings["dtype"] == "native" and computes_bf16()
+    dtype = torch.bfloat16 if native else torch.float32
     rates = {"x".join(map(str, shape)): product_rate(shape, dtype, device) for shape in SHAPES}
     best = max(rates, key=rates.__getitem__)
     report(spec, 1.0, operations=rates[best], shape=best)

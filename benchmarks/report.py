@@ -216,7 +216,11 @@ def _choice(name: str, choice: Result) -> str:
     """What was tried for a tuned contestant."""
     tried = [
         _settings(trial["settings"])
-        + (": failed" if trial["seconds"] is None else f": {trial['seconds']:.2f} s")
+        + (
+            f": {without_paths(trial.get('error') or 'failed')}"
+            if trial["seconds"] is None
+            else f": {trial['seconds']:.2f} s"
+        )
         + ("†" if trial["marked"] else "")
         for trial in choice["trials"]
     ]

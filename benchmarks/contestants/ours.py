@@ -20,6 +20,7 @@ import accelerate
 import datasets
 import evaluate  # noqa: F401
 import peft  # noqa: F401
+import scipy.stats  # noqa: F401
 import sklearn.metrics  # noqa: F401
 import torch
 from transformers import AutoConfig, AutoTokenizer

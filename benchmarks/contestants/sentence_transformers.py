@@ -1,6 +1,6 @@
 """sentence-transformers' encoding and scikit-learn's logistic regression, both at their defaults.
 
-Settings: dtype (None for the default, or bfloat16) and batch (None for the default).
+Settings: dtype (None for the default, native for the one that the machine computes in) and batch (None: the default).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.contestants import common
 from benchmarks.contestants.common import MAX_LENGTH, Spec
+from benchmarks.machine import computes_bf16
 
 
 def main(spec: Spec) -> None:
@@ -22,7 +23,8 @@ def main(spec: Spec) -> None:
     dtype, batch = spec.settings.get("dtype"), spec.settings.get("batch")
     texts, labels = common.read_rows(spec.train)
     test_texts, test_labels = common.read_rows(spec.test)
-    model = SentenceTransformer(spec.checkpoint, model_kwargs={} if dtype is None else {"dtype": dtype})
+    native = {"dtype": "bfloat16" if computes_bf16() else "float32"}
+    model = SentenceTransformer(spec.checkpoint, model_kwargs=native if dtype == "native" else {})
     model.max_seq_length = MAX_LENGTH
     options: dict[str, Any] = {"show_progress_bar": False} | ({} if batch is None else {"batch_size": batch})
     started = time.perf_counter()

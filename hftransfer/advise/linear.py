@@ -59,7 +59,7 @@ def logistic_regression(
     features_ND: Array,
     labels: Array,
     *,
-    l2: float = 1.0,
+    l2: float | None = None,
     num_classes: int | None = None,
     standardize: bool = False,
     max_iterations: int = 1000,
@@ -69,7 +69,8 @@ def logistic_regression(
     Args:
         features_ND: As in `logistic_path`, with all that follows.
         labels: Classes (N,) or 0/1 labels (N, C).
-        l2: The penalty, 1 / C of scikit-learn.
+        l2: The penalty, 1 / C of scikit-learn. None takes the total variance of the features, which is C = 1 for
+            features scaled to a total variance of 1: the same head, whatever the scale that a layer norm gave them.
         num_classes: Number of classes; the highest label + 1 if None.
         standardize: Penalise the weights of standardised features.
         max_iterations: Most iterations.
@@ -82,7 +83,19 @@ def logistic_regression(
         TrainingError: If the penalty is not positive.
     """
     options: dict[str, Any] = {"num_classes": num_classes, "standardize": standardize, "max_iterations": max_iterations}
+    if l2 is None:
+        l2 = total_variance(features_ND, standardize=standardize)
     return logistic_path(features_ND, labels, l2s=[l2], **options)[0]
+
+
+def total_variance(features_ND: Array, *, standardize: bool) -> float:
+    """The sum of the features' variances; the number of features that vary where they are standardised.
+
+    1 where nothing varies, or what there is cannot be read: `logistic_path` says what is wrong with it.
+    """
+    variance_D = torch.as_tensor(features_ND, dtype=torch.float64).detach().var(0, correction=0)
+    total = float((variance_D > 0).sum() if standardize else variance_D.sum())
+    return total if math.isfinite(total) and total > 0 else 1.0
 
 
 def logistic_path(

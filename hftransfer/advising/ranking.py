@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from hftransfer.advise.cross_validation import Reading
 from hftransfer.verdicts import Estimate, IntervalChart, Verdict, VerdictTable
@@ -42,6 +41,8 @@ def p_value(one: Reading, other: Reading) -> float | None:
     if not one.right_N or len(one.right_N) != len(other.right_N):
         return None
     first_N, second_N = np.asarray(one.right_N) > 0.5, np.asarray(other.right_N) > 0.5
+    from scipy.stats import binomtest
+
     wins, losses = int((first_N & ~second_N).sum()), int((~first_N & second_N).sum())
     return 1.0 if not wins + losses else float(binomtest(wins, wins + losses).pvalue)
 

@@ -1,21 +1,23 @@
 """Checks of the model by a few real steps on one batch, after which it is as it was, bit for bit.
 
 In every stage: exactly what is to learn gets gradients, all of it is in the optimizer, and the loss on the batch falls.
+In a run what rests is computed once, as in the training; the step that shows who gets a gradient runs the whole model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
-from hftransfer.caching.states import PlainInputs, Rows
+from hftransfer.caching.boundary import CannotSplitError, Replay, capture, find_tap, reduce_inputs
+from hftransfer.caching.states import PlainInputs, Rows, model_inputs
 from hftransfer.data.batching import pass_tokens, training_batches
 from hftransfer.preflight.findings import Finding
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
@@ -39,6 +41,8 @@ LEAST_FALL, FITTED = 1e-4, 1e-3
 NAMED = 4
 FP16_SCALE = 1024.0
 """As Accelerate's scaler, but fixed: without it small gradients would vanish in fp16."""
+
+Pick: TypeAlias = Callable[[bool], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -107,7 +111,9 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
             # Only batches that were made for it are sure to hold pairs.
             chosen = training.batches[0]
         with left_as_it_was(training, current):
-            probes.append(_probe(training, current, chosen, limit, seconds, with_losses=whole))
+            # A thorough check takes the times of whole passes; two steps are not worth another pass.
+            cut = 0 if thorough or not first or training.recipe.cache.is_off else current.stage.boundary
+            probes.append(_probe(training, current, chosen, limit, seconds, cut, with_losses=whole))
     training.strategy.enter_stage(training.model, training.stages[0].stage)
     return probes
 
@@ -156,8 +162,16 @@ def left_as_it_was(training: Training, current: StageSteps) -> Iterator[None]:
 
 
 def _probe(
-    training: Training, current: StageSteps, rows: Rows, limit: int, seconds: float, *, with_losses: bool
+    training: Training,
+    current: StageSteps,
+    rows: Rows,
+    limit: int,
+    seconds: float,
+    boundary: int,
+    *,
+    with_losses: bool,
 ) -> Probe:
+    """Take steps on some rows; what lies below the boundary is computed once."""
     accelerator, model = training.accelerator, training.model
     inputs, objective = training.objective(current, PlainInputs(training.task, training.train))
     # A task that draws its inputs draws them once: the batch stays the same.
@@ -169,8 +183,10 @@ def _probe(
     _compare_with_optimizer(model, optimizer, probe)
 
     def loss_of() -> torch.Tensor:
+        # The first step shows which parameters get a gradient, those that rest included.
+        fed = pick(model.training and not probe.steps)
         with accelerator.autocast():
-            return objective.loss(inputs.run(model, batch), batch) / weight
+            return objective.loss(inputs.run(model, fed), fed) / weight
 
     def quiet_loss() -> float:
         model.eval()
@@ -183,7 +199,11 @@ def _probe(
 
     dtype = autocast_dtype(accelerator)
     started = time.perf_counter()
-    with fast_training(model, accelerator.device.type), frozen_weights_cast(model, dtype):
+    with (
+        fast_training(model, accelerator.device.type),
+        frozen_weights_cast(model, dtype),
+        computed_once(training, boundary, batch) as pick,
+    ):
         before = after = quiet_loss() if with_losses else 0.0
         model.train()
         while probe.steps < limit and (not probe.steps or time.perf_counter() - started < seconds):
@@ -196,6 +216,34 @@ def _probe(
         after = quiet_loss() if with_losses else after
     probe.losses = (before, after)
     return probe
+
+
+@contextmanager
+def computed_once(training: Training, boundary: int, batch: Mapping[str, torch.Tensor]) -> Iterator[Pick]:
+    """Compute the states of a batch at a boundary, from which the model then runs inside of the context.
+
+    Yields:
+        Gives the batch for a whole pass (True) or one from the states (False), and sets the model up for it. Where
+        nothing worth it rests, or the model cannot be cut, every pass is a whole one.
+    """
+    model, whole = training.model, dict(batch)
+    try:
+        replay = Replay(model, find_tap(model, boundary))
+    except CannotSplitError:
+        yield lambda _: whole
+        return
+    with replay:
+        model.eval()
+        with training.accelerator.autocast():
+            states_BTD = capture(model, [replay.tap], model_inputs(whole))[boundary].float()
+        model.train()
+        reduced = {**whole, **reduce_inputs(model_inputs(whole), replay.tap.head_input)}
+
+        def pick(wholly: bool) -> dict[str, torch.Tensor]:
+            replay.feed(None if wholly else states_BTD)
+            return whole if wholly else reduced
+
+        yield pick
 
 
 def _take_step(

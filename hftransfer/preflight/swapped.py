@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from hftransfer.data.copies import plain_rows
 from hftransfer.preflight.findings import Finding
@@ -34,6 +33,8 @@ def swapped_labels(rows: Mapping[str, SplitRows]) -> list[Finding]:
     others = [split for split in rows.values() if split.name != "train" and len(split) >= FEWEST_ROWS]
     if not others:
         return []
+    from scipy.optimize import linear_sum_assignment
+
     index = {name: number for number, name in enumerate(names)}
     weights_BC, priors_C = _learn(*_sample(train, index), len(names))
     for split in others:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -173,6 +172,8 @@ def _percentile_interval(value: float, replicates_R: Floats, count: int, level: 
     defined_R = replicates_R[np.isfinite(replicates_R)]
     if len(defined_R) < 2 or count < 2:
         return Interval(value, math.nan, math.nan, math.nan)
+    from scipy import stats
+
     tail = float(stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf((1 - level) / 2, count - 1)))
     low, high = np.quantile(defined_R, [tail, 1 - tail])
     return Interval(value, float(low), float(high), float(defined_R.std(ddof=1)))
@@ -184,6 +185,8 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Interval:
     mean, count = float(values_M.mean()), len(values_M)
     if count < 2:
         return Interval(mean, math.nan, math.nan, math.nan)
+    from scipy import stats
+
     error = float(values_M.std(ddof=1) / math.sqrt(count))
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
     return Interval(mean, mean - half, mean + half, error)
@@ -280,6 +283,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     total, fewer = only_first + only_second, min(only_first, only_second)
     if not total:
         return 1.0
+    from scipy import stats
+
     below = 2 * float(stats.binom.cdf(fewer, total, 0.5))
     return min(1.0, below - float(stats.binom.pmf(fewer, total, 0.5)))
 
@@ -296,6 +301,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def smallest_difference(standard_error: float, level: float = LEVEL, power: float = POWER) -> float:
     """The true difference that a two-sided test at this level finds with this power, given the standard error."""
+    from scipy import stats
+
     return float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power)) * standard_error
 
 

@@ -3,20 +3,20 @@
 All scores are fractions (0 to 1, correlations -1 to 1), never percent. A score that the data leave undefined is NaN or
 0 as scikit-learn defines it (each function says which), without an exception and without a warning.
 
+Both packages are loaded when the first score is wanted: a training's start does not wait for them.
+
 Shape suffixes: N = examples, C = classes or labels.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import average_precision_score, matthews_corrcoef, r2_score, roc_auc_score
 
 from hftransfer.errors import DataError, RecipeError
 from hftransfer.tasks.metric_names import METRICS as METRICS
@@ -91,18 +91,16 @@ def classification_metrics(labels_N: Array, probabilities_NC: Array, label_names
     present_C = actual_C > 0
     one_hot_NC = labels_N[:, None] == np.arange(classes)
     ranked = slice(1, 2) if classes == 2 else slice(None)
-    with _quiet():
-        mcc = matthews_corrcoef(labels_N, predictions_N)
     return {
         "accuracy": float(correct_N.mean()),
         "balanced_accuracy": float((hits_C[present_C] / actual_C[present_C]).mean()),
         "f1_macro": float(f1_C[occurring_C].mean()),
         "f1_micro": float(_f1(hits_C.sum(), predicted_C.sum(), actual_C.sum())),
         "f1_weighted": float(np.average(f1_C, weights=actual_C)),
-        "mcc": float(mcc),
-        "roc_auc": float(_per_column(roc_auc_score, one_hot_NC[:, ranked], probabilities_NC[:, ranked]).mean()),
+        "mcc": _matthews(labels_N, predictions_N),
+        "roc_auc": float(_per_column("roc_auc_score", one_hot_NC[:, ranked], probabilities_NC[:, ranked]).mean()),
         "average_precision": float(
-            _per_column(average_precision_score, one_hot_NC[:, ranked], probabilities_NC[:, ranked]).mean()
+            _per_column("average_precision_score", one_hot_NC[:, ranked], probabilities_NC[:, ranked]).mean()
         ),
         **_named_f1(f1_C, label_names),
     }
@@ -151,8 +149,8 @@ def multi_label_metrics(
         "f1_macro": float(f1_C.mean()),
         "f1_micro": float(_f1(hits_C.sum(), predicted_C.sum(), actual_C.sum())),
         "f1_weighted": float(np.average(f1_C, weights=actual_C)) if actual_C.any() else 0.0,
-        "roc_auc": float(_per_column(roc_auc_score, *ranked).mean()) if any_ranked else np.nan,
-        "average_precision": float(_per_column(average_precision_score, *ranked).mean()) if any_ranked else np.nan,
+        "roc_auc": float(_per_column("roc_auc_score", *ranked).mean()) if any_ranked else np.nan,
+        "average_precision": float(_per_column("average_precision_score", *ranked).mean()) if any_ranked else np.nan,
         "labels_skipped": float((~rankable_C).sum()),
         **_named_f1(f1_C, label_names),
     }
@@ -176,6 +174,9 @@ def regression_metrics(targets_N: Array, predictions_N: Array) -> dict[str, floa
     Raises:
         DataError: If the shapes differ, a number is not finite, or there is no example.
     """
+    from scipy import stats
+    from sklearn import metrics as sklearn_metrics
+
     targets_N = _as_scores(targets_N, "targets").astype(np.float64)
     predictions_N = _as_scores(predictions_N, "predictions").astype(np.float64)
     if targets_N.ndim != 1 or targets_N.shape != predictions_N.shape:
@@ -185,10 +186,10 @@ def regression_metrics(targets_N: Array, predictions_N: Array) -> dict[str, floa
     correlated = len(targets_N) > 1
     with _quiet():
         return {
-            "pearson": float(pearsonr(targets_N, predictions_N).statistic) if correlated else np.nan,
-            "spearman": float(spearmanr(targets_N, predictions_N).statistic) if correlated else np.nan,
+            "pearson": float(stats.pearsonr(targets_N, predictions_N).statistic) if correlated else np.nan,
+            "spearman": float(stats.spearmanr(targets_N, predictions_N).statistic) if correlated else np.nan,
             "mse": float(np.mean((targets_N - predictions_N) ** 2)),
-            "r2": float(r2_score(targets_N, predictions_N)),
+            "r2": float(sklearn_metrics.r2_score(targets_N, predictions_N)),
         }
 
 
@@ -292,11 +293,24 @@ def _named_f1(f1_C: Array, label_names: Sequence[str]) -> dict[str, float]:
     return {f"f1/{name}": float(value) for name, value in zip(label_names, f1_C, strict=True)}
 
 
-def _per_column(score: Callable[[Array, Array], float], labels_NC: Array, scores_NC: Array) -> NDArray[np.float64]:
-    """Apply a binary ranking score to each column."""
+def _matthews(labels_N: Array, predictions_N: Array) -> float:
+    """Matthews' correlation coefficient."""
+    from sklearn.metrics import matthews_corrcoef
+
+    with _quiet():
+        return float(matthews_corrcoef(labels_N, predictions_N))
+
+
+def _per_column(score: str, labels_NC: Array, scores_NC: Array) -> NDArray[np.float64]:
+    """Apply one of scikit-learn's binary ranking scores to each column."""
+    from sklearn import metrics
+
     with _quiet():
         return np.array(
-            [score(labels_N, scores_N) for labels_N, scores_N in zip(labels_NC.T, scores_NC.T, strict=True)]
+            [
+                getattr(metrics, score)(labels_N, scores_N)
+                for labels_N, scores_N in zip(labels_NC.T, scores_NC.T, strict=True)
+            ]
         )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from hftransfer.errors import DataError
@@ -88,6 +87,8 @@ def fit_temperature(logits_MC: NDArray[Any], labels: NDArray[Any]) -> float:
         logits_MC: Logits of examples that the model has not learnt from.
         labels: The right class (M,), or 0/1 labels (M, C).
     """
+    from scipy.optimize import minimize_scalar
+
     logits_MC = np.asarray(logits_MC, np.float64)
     found = minimize_scalar(
         lambda log_t: mean_loss(logits_MC * np.exp(-log_t), labels),

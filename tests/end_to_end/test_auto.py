@@ -10,6 +10,7 @@ import yaml
 from hftransfer import Recipe, finetune
 from hftransfer.errors import RecipeError
 from hftransfer.verdicts import read_verdicts
+from tests import running
 from tests.tiny_models import WORDS
 from tests.tiny_runs import TASKS
 
@@ -17,6 +18,25 @@ ROWS = [
     {"text": f"{'good' if at % 2 else 'bad'} {WORDS[at]} {WORDS[at * 3 % len(WORDS)]}", "label": ("no", "yes")[at % 2]}
     for at in range(40)
 ]
+
+TOGETHER = """
+import json, sys
+from accelerate import PartialState
+from hftransfer import Recipe, advising, errors, finetune
+
+settings = json.loads(open(sys.argv[1]).read())
+advised, rank = [], PartialState().process_index
+advise = advising.advise
+advising.advise = lambda *args: advised.append(1) or advise(*args)
+found = {}
+for name, rows in settings["rows"].items():
+    recipe = Recipe(output_dir=f"{name}", **settings["recipe"])
+    try:
+        found[name] = finetune(recipe, train=rows, validation=settings["rows"]["enough"][:8]).recipe.strategy.type
+    except errors.UserError as error:
+        found[name] = f"refused: {error}"
+json.dump({**found, "advised": len(advised)}, open(f"rank-{rank}.json", "w"))
+"""
 
 
 def auto(checkpoint, folder, **more):
@@ -74,3 +94,18 @@ def test_data_that_cannot_be_measured_are_refused(checkpoints, tmp_path):
         finetune(auto(checkpoints / "bert", tmp_path / "run"), train=ROWS[:6], validation=ROWS[6:])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_take_one_advice_or_one_refusal(checkpoints, tmp_path):
+    recipe = {"checkpoint": str(checkpoints / "bert"), "strategy": "auto", "optim": {"max_steps": 2}}
+    settings = {"recipe": recipe, "rows": {"enough": ROWS, "few": ROWS[:6]}}
+    running.launch(tmp_path, running.torchrun(2), TOGETHER, settings)
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first["enough"] == second["enough"] != "auto"
+    assert first["few"] == second["few"]
+    assert "too few" in first["few"]
+    assert first["advised"] == 2
+    assert second["advised"] == 0, "the main process alone measures"
+    assert [verdict.key for verdict in read_verdicts(tmp_path / "enough")] == ["advice"]
+    assert not (tmp_path / "few").exists()

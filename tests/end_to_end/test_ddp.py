@@ -43,6 +43,7 @@ SETTINGS = [
     ("packed", "full_fine_tuning", 1, {"type": "causal_lm"}),
     ("masked", "full_fine_tuning", 2, {"type": "masked_lm"}),
 ]
+PREFLIGHTED = ("full", "staged", "packed")
 COLUMNS = {
     "choices": {"text_pair": "choices", "label": "right"},
     "tags": {"text": "words", "label": "tags"},
@@ -106,6 +107,7 @@ def launch(folder, checkpoints, processes):
             "strategy": strategy,
             "task": task,
             "data": COLUMNS.get(name, {}),
+            "preflight": "warn" if name in PREFLIGHTED else "off",
             "optim": {
                 "per_device_train_batch_size": 8 // processes // accumulation,
                 "gradient_accumulation_steps": accumulation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ RUNS = {
     "lora": {"strategy": {"type": "lora", "r": 2}},
     "merged": {"strategy": {"type": "lora", "r": 2, "merge": True}},
 }
+PREFLIGHTED = "gradual_unfreezing"
 RESUMED = ("top_layers", "gradual_unfreezing")
 SCRIPT = """
 import json, sys
@@ -77,20 +79,21 @@ if torch.distributed.get_rank() == 0:
 """
 
 
-def launch(folder: Path, checkpoint: Path, config: str) -> Path:
-    """Run all settings in one launch of two processes, with a config that we ship."""
+def launch(folder: Path, checkpoint: Path, config: str, resumed: Sequence[str] = ()) -> Path:
+    """Run all settings in one launch of two processes, with a config that we ship; some a second time, killed."""
     folder.mkdir()
     optim = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 1e-2}
     recipes = {
         name: {
             "checkpoint": str(checkpoint),
             "output_dir": str(folder / name),
+            "preflight": "warn" if name == PREFLIGHTED else "off",
             **settings,
             "optim": {**optim, **settings.get("optim", {})},
         }
         for name, settings in RUNS.items()
     }
-    settings = {"rows": ROWS, "recipes": recipes, "resumed": RESUMED, "noted": str(folder / "noted.json")}
+    settings = {"rows": ROWS, "recipes": recipes, "resumed": resumed, "noted": str(folder / "noted.json")}
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / config)]
     launcher += ["--num_processes", "2", "--main_process_port", str(running.free_port()), "--mixed_precision", "no"]
     # The launcher says the precision.
@@ -103,7 +106,7 @@ def launch(folder: Path, checkpoint: Path, config: str) -> Path:
 def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("fsdp")
     checkpoint = write_tiny_checkpoint(base / "checkpoint", "bert", 0.0)
-    return launch(base / "whole", checkpoint, "cpu.yaml"), launch(base / "sharded", checkpoint, "fsdp2.yaml")
+    return launch(base / "whole", checkpoint, "cpu.yaml"), launch(base / "sharded", checkpoint, "fsdp2.yaml", RESUMED)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

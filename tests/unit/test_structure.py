@@ -135,6 +135,15 @@ print("loaded:", sorted({{"torch", "transformers", "datasets", "peft", "accelera
     assert run_python(code).splitlines()[-1] == "loaded: []"
 
 
+def test_a_trainings_start_does_not_wait_for_what_its_scores_need() -> None:
+    code = """
+import sys
+from hftransfer import finetune
+print("loaded:", sorted({"scipy.stats", "sklearn", "evaluate", "peft"} & set(sys.modules)))
+"""
+    assert run_python(code).splitlines()[-1] == "loaded: []"
+
+
 def test_no_path_of_one_machine() -> None:
     files = [*files_below(*CODE_FOLDERS, "docs", ".ci"), *(path for path in ROOT.glob("*") if path.is_file())]
     texts = [path for path in files if path.suffix in TEXT_SUFFIXES and path.name != Path(__file__).name]

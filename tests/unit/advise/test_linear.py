@@ -58,6 +58,16 @@ def test_single_label_equals_scikit_learn(classes, l2):
     np.testing.assert_allclose(bias.numpy(), theirs.intercept_, atol=1e-4)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+def test_without_a_penalty_the_scale_of_the_features_does_not_matter(standardize):
+    features, labels = np.random.default_rng(3).normal(size=(40, 6)), [0, 1, 2, 1] * 10
+    heads = [logistic_regression(scale * features, labels, standardize=standardize) for scale in (1.0, 20.0)]
+    assert_close(20 * heads[1].weight_CD, heads[0].weight_CD, atol=1e-4, rtol=0)
+    variance = 6 if standardize else features.var(0).sum()
+    expected = logistic_regression(features, labels, l2=variance, standardize=standardize)
+    assert_close(heads[0].weight_CD, expected.weight_CD, atol=1e-6, rtol=0)
+
+
 def test_multi_label_equals_one_regression_per_label():
     features, outputs = make(columns=4)
     labels = (outputs > [0.0, 1.0, -2.0, 3.0]).astype(int)

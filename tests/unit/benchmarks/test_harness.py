@@ -11,7 +11,16 @@ import pytest
 from benchmarks import harness, machine
 from benchmarks.cases import Case, Contestant
 from benchmarks.contestants.common import Spec
-from benchmarks.harness import Harness, command_line, environment, interpreter_with, run_process
+from benchmarks.harness import (
+    MAX_SECONDS,
+    TRIAL_MULTIPLE,
+    TRIAL_SECONDS,
+    Harness,
+    command_line,
+    environment,
+    interpreter_with,
+    run_process,
+)
 
 
 @pytest.fixture
@@ -24,12 +33,18 @@ def bench(tmp_path):
     return Harness(tmp_path / "model", data, tmp_path / "out", repeats=2, examples=20, command="python -m benchmarks")
 
 
+limits = []
+"""The seconds that each of the `calls` was given."""
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Every process that would have been run; a batch of 8 pretends to be the fastest."""
     made = []
+    limits.clear()
 
-    def pretend(python, module, spec, folder):
+    def pretend(python, module, spec, folder, limit):
+        limits.append(limit)
         made.append((module, dict(spec.settings), spec))
         if spec.settings.get("fails"):
             return {"others": 0.0, "marked": False, "error": "no luck", "seconds": None}
@@ -61,12 +76,15 @@ def test_the_fastest_candidate_is_used_and_recorded(bench, calls):
     tuned = Contestant("A", "a", {"epochs": 3}, candidates=({"batch": 32}, {"batch": 8}, {"fails": True}))
     result = json.loads(bench.run(Case("demo", "Demo", (tuned,))).read_text())
     assert [(one["epochs"], one.get("batch")) for _, one, _ in calls] == [
-        *((1, 32), (1, 8), (1, None), (1, None), (1, 8), (1, 32)),
+        *((1, 32), (1, 8), (1, None), (1, 8), (1, 32)),
         *((3, 8), (3, 8)),
-    ]
+    ], "a candidate that failed is not tried again"
+    spared = [TRIAL_SECONDS + TRIAL_MULTIPLE * fastest for fastest in (MAX_SECONDS, 32, 8, 8, 8)]
+    assert limits == [*spared, MAX_SECONDS, MAX_SECONDS]
     choice = result["choices"]["A"]
     assert choice["settings"] == {"batch": 8}
     assert [trial["seconds"] for trial in choice["trials"]] == [32.0, 8.0, None]
+    assert [trial["error"] for trial in choice["trials"]] == [None, None, "no luck"]
 
 
 def test_warm_contestants_keep_their_folder_and_a_first_round_does_not_count(bench, calls):

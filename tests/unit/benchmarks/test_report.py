@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks.cases import BEST_NAME, CASES, GLUE_NAME, OURS, PEAK_BF16, Comparison
+from benchmarks.cases import BEST_NAME, CASES, GLUE_NAME, OURS, PEAK_NATIVE, Comparison
 from benchmarks.outcomes import good_samples, judge, judge_series, without_paths
 from benchmarks.report import document, read_results
 
@@ -124,9 +124,9 @@ def test_failed_and_skipped_sides_are_no_claim(features):
 
 
 def test_shares_are_ratios_of_rates():
-    samples = [sample(PEAK_BF16, number, 1.0, total=0, operations=1e12) for number in range(3)]
+    samples = [sample(PEAK_NATIVE, number, 1.0, total=0, operations=1e12) for number in range(3)]
     samples += [sample("forward, the checkpoint", number, 2.0, total=0, operations=1e12) for number in range(3)]
-    outcome = judge(result("peak", samples), Comparison("forward, the checkpoint", PEAK_BF16, 0.45, quantity="rate"))
+    outcome = judge(result("peak", samples), Comparison("forward, the checkpoint", PEAK_NATIVE, 0.45, quantity="rate"))
     assert (outcome.shown, outcome.verdict) == ("50.0% (50.0% to 50.0%)", "met")
 
 

@@ -83,6 +83,26 @@ def test_many_stages_do_not_keep_a_run_waiting(recipe: Make, monkeypatch: pytest
     assert 0 < gradual <= 1.3 * whole
 
 
+@pytest.mark.parametrize("strategy", ["feature_extraction", {"type": "top_layers", "k": 1}, "lora"])
+def test_what_rests_is_computed_once(recipe: Make, strategy: Any) -> None:
+    """The states of the batch, and the step that shows who gets a gradient: two passes through the lowest block."""
+    found = {}
+    for cache in ({}, {"max_bytes": 0}):
+        ready = assemble(recipe(strategy=strategy, cache=cache))
+        passes: list[int] = []
+        attention = next(module for name, module in ready.training.model.named_modules() if name.endswith("query"))
+        attention.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        report = preflight(ready, thorough=False)
+        assert not MODEL_CODES & set(severities(report))
+        (learned,) = (finding.facts for finding in report.findings if finding.code == "learns_a_batch")
+        found[len(passes)] = learned
+    few, many = min(found), max(found)
+    assert many > 8
+    assert few == (many if strategy == "lora" else 2), "LoRA learns from the lowest block on"
+    for name in ("before", "after"):
+        assert found[few][name] == pytest.approx(found[many][name], rel=1e-4)
+
+
 def test_a_streamed_training_is_checked_by_its_first_chunk(recipe: Make, tmp_path: Path) -> None:
     made = recipe()
     streamed = made.model_copy(update={"data": made.data.model_copy(update={"streaming": 16})})
