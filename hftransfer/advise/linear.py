@@ -93,7 +93,8 @@ def total_variance(features_ND: Array, *, standardize: bool) -> float:
 
     1 where nothing varies, or what there is cannot be read: `logistic_path` says what is wrong with it.
     """
-    variance_D = torch.as_tensor(features_ND, dtype=torch.float64).detach().var(0, correction=0)
+    values_ND = _as_tensor(features_ND, "features").double()
+    variance_D = (values_ND - values_ND.mean(0)).square().mean(0)
     total = float((variance_D > 0).sum() if standardize else variance_D.sum())
     return total if math.isfinite(total) and total > 0 else 1.0
 

@@ -82,7 +82,7 @@ def test_standardize_equals_a_pipeline_and_reads_raw_features():
     features, outputs = make()
     labels = outputs.argmax(axis=1)
     scaled = features * np.logspace(-3, 3, features.shape[1]) + 50
-    head = logistic_regression(scaled, labels, standardize=True)
+    head = logistic_regression(scaled, labels, l2=1.0, standardize=True)
     theirs = make_pipeline(StandardScaler(), reference(1.0)).fit(scaled, labels)
     probabilities = head(torch.tensor(scaled)).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, theirs.predict_proba(scaled), atol=1e-5)
@@ -109,7 +109,8 @@ def test_any_shape_equals_scikit_learn(rows, width, classes, l2, seed):
 def test_a_class_without_examples_is_never_predicted():
     features, outputs = make(columns=2)
     labels = outputs.argmax(axis=1)
-    probabilities = logistic_regression(features, labels, num_classes=3)(torch.tensor(features)).softmax(dim=1).numpy()
+    head = logistic_regression(features, labels, l2=1.0, num_classes=3)
+    probabilities = head(torch.tensor(features)).softmax(dim=1).numpy()
     assert probabilities.shape == (len(labels), 3)
     assert 0 < probabilities[:, 2].max() < 1e-3
     # Two rows of weights share the norm of one: the same optimum as one logit at half the penalty.
