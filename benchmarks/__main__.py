@@ -18,6 +18,7 @@ from benchmarks.cases import CASES
 from benchmarks.harness import Harness, command_line
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+RESULTS = Path(__file__).parent / "results"
 # Paths that mean nothing on another machine.
 HIDDEN = {"--checkpoint": "CHECKPOINT", "--data": "DATA", "--out": "OUT", "--peer-python": "PYTHON"}
 
@@ -79,7 +80,7 @@ def main() -> None:
     printer.add_argument("--to", type=Path, default=DOCUMENT)
     printer.set_defaults(action=table)
     for verb in (runner, printer):
-        verb.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+        verb.add_argument("--out", type=Path, default=RESULTS, help="folder of results, one file per case")
     verbs.add_parser("list", help="say what there is").set_defaults(action=show)
     arguments = parser.parse_args()
     for name in getattr(arguments, "cases", []):

@@ -163,10 +163,11 @@ SEEDS = Case(
     "seeds",
     "Five seeds of feature extraction against one",
     (
-        ours({"type": "feature_extraction"}, 10, "one seed"),
-        ours({"type": "feature_extraction"}, 10, "five seeds", seeds=5),
+        ours({"type": "feature_extraction"}, 10, "one seed", whole=True),
+        ours({"type": "feature_extraction"}, 10, "five seeds", whole=True, seeds=5),
     ),
     (Comparison("five seeds", "one seed", 1.2, at_most=True),),
+    timed="The whole call of `finetune`: loading, preflight, encoding, training, scores, folders and reports.",
     notes=("One call of `finetune` with `seeds`, starting with an empty cache.",),
 )
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 FIRST_SEED = 13
 TRIAL_EXAMPLES = 512
 # A trial is stopped when its process has taken these seconds (imports, scoring) and this multiple of the fastest.
-TRIAL_SECONDS, TRIAL_MULTIPLE = 25, 2
+TRIAL_SECONDS, TRIAL_MULTIPLE = 60, 2
 # A contestant that takes longer has hung.
 MAX_SECONDS = 3 * 3600
 # Each would change what a contestant does by default.

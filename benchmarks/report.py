@@ -206,7 +206,7 @@ def _whole_calls(result: Result, case: Case) -> list[str]:
     medians = {}
     for contestant in () if case.series else case.contestants:
         good = [one for one in good_samples(result, contestant.name) if "whole_seconds" in one]
-        if good and "operations" not in good[0]:
+        if good and "operations" not in good[0] and good[0]["seconds"] != good[0]["whole_seconds"]:
             medians[contestant.name] = Spread.of([one["whole_seconds"] for one in good]).median
     shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items())
     return [f"\nWhole calls of `finetune`, with loading, final scores and saving: {shown}."] if shown else []

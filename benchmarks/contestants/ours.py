@@ -2,8 +2,8 @@
 
 Settings: mode, and recipe (sections of a Recipe). Modes:
     finetune   `finetune(recipe)`, from the tokenization to the last step and one evaluation on validation data;
-               seeds (how many, in one call), counts (report the operations of the loop or of the encoding),
-               scored (whether to score the test data)
+               seeds (how many, in one call), whole (time all of the call), counts (report the operations of the loop
+               or of the encoding), scored (whether to score the test data)
     probe      encode through the feature cache and fit a logistic regression, as `hftransfer.advise` does
 """
 
@@ -90,7 +90,7 @@ def train(spec: Spec) -> None:
         "facts": {name: value for name, value in facts.items() if name.startswith("cache_")},
         "precision": facts["mixed_precision"],
     }
-    seconds = whole - sum(loads) - scoring
+    seconds = whole if spec.settings.get("whole") else whole - sum(loads) - scoring
     if "counts" in spec.settings:
         seconds, fields["operations"] = counted(spec, run, lengths)
     if spec.settings.get("scored", True):
