@@ -20,12 +20,11 @@ ROWS = [
 ]
 
 TOGETHER = """
-import json, sys
-from accelerate import PartialState
+import json, os, sys
 from hftransfer import Recipe, advising, errors, finetune
 
 settings = json.loads(open(sys.argv[1]).read())
-advised, rank = [], PartialState().process_index
+advised, rank = [], os.environ["RANK"]
 advise = advising.advise
 advising.advise = lambda *args: advised.append(1) or advise(*args)
 found = {}
