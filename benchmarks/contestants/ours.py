@@ -4,7 +4,7 @@ Settings: mode, and recipe (sections of a Recipe). Modes:
     finetune   `finetune(recipe)`, from the tokenization to the last step and one evaluation on validation data;
                seeds (how many, in one call), whole (time all of the call), counts (report the operations of the loop
                or of the encoding), scored (whether to score the test data)
-    probe      encode through the feature cache and fit a logistic regression, as `hftransfer.advise` does
+    probe      encode through the feature cache and fit a logistic regression with its default penalty
 """
 
 from __future__ import annotations

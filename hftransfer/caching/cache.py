@@ -132,17 +132,21 @@ class BoundaryCache:
             plain["train"] = ChunkedInputs(self.chunk, lambda features: PlainInputs(self.task, features))
         with ExitStack() as stack:
             try:
-                taps = self._taps(model, boundaries)
+                taps = self.taps(model, boundaries)
                 replay = stack.enter_context(Replay(model, taps[0]))
-                width = self._check(model, replay)
+                width = self.check(model, replay)
                 opened = self._open(model, replay, taps, width, passes)
             except CannotSplitError as reason:
                 stack.close()
                 opened = StageInputs(plain, note=f"no feature cache: {reason}" if boundaries[0] > 0 else "")
             yield opened
 
-    def _taps(self, model: nn.Module, boundaries: Sequence[int]) -> list[Tap]:
-        """Where to cut: at the first boundary, and at the later ones that can be cut."""
+    def taps(self, model: nn.Module, boundaries: Sequence[int]) -> list[Tap]:
+        """Where to cut: at the first boundary, and at the later ones that can be cut.
+
+        Raises:
+            CannotSplitError: If this training does not run from states.
+        """
         if self.recipe.cache.is_off:
             raise CannotSplitError("it is switched off")
         if self.task.random_inputs:
@@ -158,8 +162,12 @@ class BoundaryCache:
                 taps.append(find_tap(model, boundary))
         return taps
 
-    def _check(self, model: nn.Module, replay: Replay) -> int:
-        """Compare both ways of running the model on a few rows, in fp32; returns the width of the states."""
+    def check(self, model: nn.Module, replay: Replay) -> int:
+        """Compare both ways of running the model on a few rows, in fp32; returns the width of the states.
+
+        Raises:
+            CannotSplitError: If they differ.
+        """
         features = next(iter(self.features.values()))
         order = np.argsort(features.lengths_N, kind="stable")
         rows = np.unique(order[np.linspace(0, len(order) - 1, min(CHECKED_ROWS, len(order))).astype(int)])

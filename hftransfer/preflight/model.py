@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hftransfer.caching.boundary import CannotSplitError, Replay, capture, find_tap, reduce_inputs
+from hftransfer.caching.boundary import CannotSplitError, Replay, capture, reduce_inputs
 from hftransfer.caching.states import PlainInputs, Rows, model_inputs
 from hftransfer.data.batching import pass_tokens, training_batches
 from hftransfer.preflight.findings import Finding
@@ -112,7 +112,7 @@ def probe_stages(training: Training, *, thorough: bool) -> list[Probe]:
             chosen = training.batches[0]
         with left_as_it_was(training, current):
             # A thorough check takes the times of whole passes; two steps are not worth another pass.
-            cut = 0 if thorough or not first or training.recipe.cache.is_off else current.stage.boundary
+            cut = 0 if thorough or not first else current.stage.boundary
             probes.append(_probe(training, current, chosen, limit, seconds, cut, with_losses=whole))
     training.strategy.enter_stage(training.model, training.stages[0].stage)
     return probes
@@ -201,8 +201,8 @@ def _probe(
     started = time.perf_counter()
     with (
         fast_training(model, accelerator.device.type),
-        frozen_weights_cast(model, dtype),
         computed_once(training, boundary, batch) as pick,
+        frozen_weights_cast(model, dtype),
     ):
         before = after = quiet_loss() if with_losses else 0.0
         model.train()
@@ -224,20 +224,23 @@ def computed_once(training: Training, boundary: int, batch: Mapping[str, torch.T
 
     Yields:
         Gives the batch for a whole pass (True) or one from the states (False), and sets the model up for it. Where
-        nothing worth it rests, or the model cannot be cut, every pass is a whole one.
+        the training will not run from states either, every pass is a whole one.
     """
-    model, whole = training.model, dict(batch)
-    try:
-        replay = Replay(model, find_tap(model, boundary))
-    except CannotSplitError:
-        yield lambda _: whole
-        return
-    with replay:
+    model, cache, whole = training.model, training.cache, dict(batch)
+    with ExitStack() as stack:
+        try:
+            (tap,) = cache.taps(model, [boundary])
+            replay = stack.enter_context(Replay(model, tap))
+            cache.check(model, replay)
+        except CannotSplitError:
+            stack.close()
+            yield lambda _: whole
+            return
         model.eval()
         with training.accelerator.autocast():
-            states_BTD = capture(model, [replay.tap], model_inputs(whole))[boundary].float()
+            states_BTD = capture(model, [tap], model_inputs(whole))[boundary].float()
         model.train()
-        reduced = {**whole, **reduce_inputs(model_inputs(whole), replay.tap.head_input)}
+        reduced = {**whole, **reduce_inputs(model_inputs(whole), tap.head_input)}
 
         def pick(wholly: bool) -> dict[str, torch.Tensor]:
             replay.feed(None if wholly else states_BTD)
