@@ -5,8 +5,6 @@ Shape legend: N rows, B rows of a batch, T tokens, D hidden size, V = L + 1 laye
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from hftransfer import interruption
 from hftransfer.caching.boundary import HeadInput, Tap, capture, find_tap
-from hftransfer.caching.cache import NOT_IN_KEY, weights_digest
+from hftransfer.caching.key import states_key
 from hftransfer.caching.states import States, model_inputs
 from hftransfer.caching.store import Space, StateStore, hash_rows
 from hftransfer.data.batching import pass_tokens, token_budget_batches
@@ -148,22 +145,7 @@ def _keep(store: StateStore, space: Space, hashes_N2: NDArray[Any], vectors: Seq
 
 def _key(model: nn.Module, taps: Sequence[Tap], width: int, accelerator: Accelerator) -> dict[str, Any]:
     """All that the vectors depend on, besides the row's own inputs."""
-    config: Any = transformers_model(model).config
-    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_IN_KEY}
     whole = replace(taps[-1], boundary=anatomy_of(model).head_depth)
-    return {
-        "format": FORMAT,
-        "checkpoint": str(config._name_or_path).rstrip("/").rpartition("/")[2],
-        "model": type(transformers_model(model)).__name__,
-        "config": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights": weights_digest(model, whole),
-        "boundary": whole.boundary,
-        "head_input": taps[-1].head_input,
-        "width": width,
-        "dtype": "fp32",
-        "precision": str(accelerator.mixed_precision),
-        "attention": str(config._attn_implementation),
-        "device": accelerator.device.type,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    config: Any = transformers_model(model).config
+    checkpoint = str(config._name_or_path)
+    return states_key(model, whole, width, accelerator, format=FORMAT, checkpoint=checkpoint, dtype="fp32")

@@ -6,7 +6,6 @@ Shape legend: N rows, B rows of a batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hftransfer import interruption
 from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, find_tap
+from hftransfer.caching.key import states_key
 from hftransfer.caching.states import (
     CachedInputs,
     ChunkedInputs,
@@ -35,7 +34,6 @@ from hftransfer.caching.states import (
 from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
-from hftransfer.strategies.freezing import anatomy_of, parameter_depths, transformers_model
 from hftransfer.tasks.base import Features, Task
 
 if TYPE_CHECKING:
@@ -48,21 +46,6 @@ FORMAT = 2
 
 # Rows on which running from states is compared with running the whole model.
 CHECKED_ROWS = 4
-# What a config says about the head, the training or where it came from; the states do not depend on it.
-NOT_IN_KEY = (
-    "id2label",
-    "label2id",
-    "problem_type",
-    "architectures",
-    "transformers_version",
-    "hftransfer_max_length",
-    "hftransfer_task",
-    "hftransfer_completes",
-    "hftransfer_null_threshold",
-    "label_thresholds",
-    "use_cache",
-    "_name_or_path",
-)
 
 
 @dataclass
@@ -267,25 +250,16 @@ class BoundaryCache:
 
     def _key(self, model: nn.Module, tap: Tap, width: int) -> dict[str, Any]:
         """All that the states depend on, besides the row's own inputs."""
-        config: Any = transformers_model(model).config
-        settings = {name: value for name, value in config.to_dict().items() if name not in NOT_IN_KEY}
         precision = str(self.accelerator.mixed_precision)
-        return {
-            "format": FORMAT,
-            "checkpoint": self.recipe.checkpoint.rstrip("/").rpartition("/")[2],
-            "model": type(transformers_model(model)).__name__,
-            "config": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
-            "weights": weights_digest(model, tap),
-            "boundary": tap.boundary,
-            "head_input": tap.head_input,
-            "width": width,
-            "dtype": self.recipe.cache.dtype or {"no": "fp32"}.get(precision, precision),
-            "precision": precision,
-            "attention": str(config._attn_implementation),
-            "device": self.accelerator.device.type,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        return states_key(
+            model,
+            tap,
+            width,
+            self.accelerator,
+            format=FORMAT,
+            checkpoint=self.recipe.checkpoint,
+            dtype=self.recipe.cache.dtype or {"no": "fp32"}.get(precision, precision),
+        )
 
     def _encode(
         self,
@@ -385,21 +359,6 @@ class BoundaryCache:
     def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's inputs among a batch, on its device."""
         return {name: tensor.to(self.accelerator.device) for name, tensor in model_inputs(batch).items()}
-
-
-def weights_digest(model: nn.Module, tap: Tap) -> str:
-    """A hash of every weight below a boundary, and of the pooling block where that is below it, too."""
-    inner, depths = transformers_model(model), parameter_depths(transformers_model(model))
-    digest = hashlib.sha256()
-    constant = tuple(f"{path}." for path in anatomy_of(model).constant)
-    above_all = tap.boundary > anatomy_of(model).num_blocks
-    for name, parameter in sorted(inner.named_parameters()):
-        is_constant = bool(constant) and name.startswith(constant)
-        if above_all if is_constant else depths[name] < tap.boundary:
-            raw = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(raw.numpy().data)
-    return digest.hexdigest()
 
 
 def _seconds_per_row(shards: Sequence[Shard]) -> float:
