@@ -152,10 +152,11 @@ def _keys(file: Path) -> list[str] | None:
     """The keys of all records of a JSON file; None where it is malformed, which is told with its line later."""
     try:
         records: list[Any] = list(_records(file))
-        found = dict.fromkeys(key for record in records for key in record) if records else None
     except (ValueError, RecursionError, TypeError, DataError):
         return None
-    return None if found is None else list(found)
+    if not records or not all(isinstance(record, dict) for record in records):
+        return None
+    return list(dict.fromkeys(key for record in records for key in record))
 
 
 def _records(file: Path) -> Iterator[Any]:

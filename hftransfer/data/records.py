@@ -17,6 +17,8 @@ CHUNK_ROWS = 65_536
 """Rows that are turned into a table at once where all rows are read."""
 CHUNK_CHARACTERS = 32 << 20
 """Characters of a file after which the rows that are held are turned into a table, however few they are."""
+DEEPEST = 20
+"""Levels of lists and objects in one value: far more than any data has, and fewer than Arrow's 64."""
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
@@ -76,7 +78,7 @@ def tables_from_records(
         An empty table, then the records.
 
     Raises:
-        DataError: A column mixes types, or holds what Arrow cannot.
+        DataError: A column mixes types, or holds what Arrow cannot or what is nested too deeply.
     """
     kinds: dict[str, str] = {}
     yield pa.table({})
@@ -87,6 +89,7 @@ def tables_from_records(
         arrays, here = {}, _shifted(locate, start)
         for name in kept:
             values = [_plain(record.get(name)) for record in chunk]
+            _check_depth(name, values, place, here)
             _check_kind(name, values, kinds, place, here)
             arrays[name] = _to_arrow(name, values, place, here)
         if kept:
@@ -105,8 +108,25 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def kind_name(value: Any) -> str | None:
-    """What a user would call the type of a value; None for null."""
+def _check_depth(name: str, values: list[Any], place: str, locate: Locate) -> None:
+    """Raise at the first value that is nested more deeply than Arrow and `datasets` can bear."""
+    for row, value in enumerate(values):
+        if isinstance(value, list | tuple | dict) and _deeper(value, DEEPEST):
+            raise DataError(
+                f"column {name!r} holds a value that is nested more than {DEEPEST} levels deep",
+                where=f"{place}, {locate(row)}",
+                fix="flatten it, or leave the column out",
+            )
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a list or object has more levels than these."""
+    inner = value.values() if isinstance(value, dict) else value
+    return not levels or any(_deeper(one, levels - 1) for one in inner if isinstance(one, list | tuple | dict))
+
+
+def kind_name(value: Any, levels: int = DEEPEST) -> str | None:
+    """What a user would call the type of a value, down to so many levels of lists; None for null."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -116,7 +136,7 @@ def kind_name(value: Any) -> str | None:
     if isinstance(value, str):
         return "text"
     if isinstance(value, list | tuple):
-        inner = sorted({kind or "null" for kind in map(kind_name, value)})
+        inner = sorted({kind_name(one, levels - 1) or "null" for one in value}) if levels else []
         return f"a list of {' and '.join(inner)}" if inner else "a list"
     return "an object" if isinstance(value, dict) else type(value).__name__
 

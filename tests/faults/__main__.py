@@ -8,11 +8,13 @@ import os
 import pkgutil
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+GIVEN = dict(os.environ)
 # Before torch is imported: one thread, offline, fp32, whatever the machine could do.
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -24,13 +26,16 @@ os.environ.update(
     CUDA_VISIBLE_DEVICES="",
 )
 
+ALONE = ("bad_configs", "bad_data", "planted", "cache_kills", "concurrent", "canary", "offline")
+"""Rows that set up a process of their own, each with one call and in full."""
+
 
 def rows() -> dict[str, object]:
-    """The modules of this package that are rows, by name."""
+    """The modules of this package that are rows, by name, less those that run alone."""
     package = importlib.import_module("tests.faults")
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
-        if not info.name.startswith(("_", "test_")):
+        if not info.name.startswith(("_", "test_")) and info.name not in ALONE:
             module = importlib.import_module(f"tests.faults.{info.name}")
             if hasattr(module, "FAULT"):
                 found[info.name] = module
@@ -46,17 +51,39 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="work in this folder and leave everything there")
     arguments = parser.parse_args()
     known = rows()
-    unknown = set(arguments.row or ()) - set(known)
+    unknown = set(arguments.row or ()) - {*known, *ALONE}
     if unknown:
-        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join((*known, *ALONE))}")
+    chosen = arguments.row or [*known, *(() if arguments.short else ALONE)]
+    print("| fault | what came out | wrong | seconds |\n|---|---|---|---|", flush=True)
+    wrong = _forked_rows({name: known[name] for name in chosen if name in known}, arguments)
+    wrong += sum(_row_alone(name) for name in chosen if name in ALONE)
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
+    return 1 if wrong else 0
+
+
+def _row_alone(name: str) -> bool:
+    """Run a row that prints itself; whether anything went wrong, which stands in its lines above."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", f"tests.faults.{name}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=GIVEN)
+    *above, row = done.stdout.strip().splitlines() or [f"| {name} | nothing was printed |"]
+    print(*above, sep="\n", end="\n" if above else "", file=sys.stderr, flush=True)
+    verdict = "see above" if done.returncode else "0"
+    print(f"{row} {verdict} | {time.perf_counter() - started:.0f} |", flush=True)
+    return done.returncode != 0
+
+
+def _forked_rows(chosen: dict[str, object], arguments: argparse.Namespace) -> int:
+    """Run rows whose runs are forks of this process; how much went wrong."""
+    if not chosen:
+        return 0
     _warm_up()
     from tests.faults.workshop import Outcome, Workshop
 
     wrong, folder = 0, arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))
     workshop = Workshop(folder)
-    print("| fault | what came out | wrong | seconds |\n|---|---|---|---|", flush=True)
-    for name in arguments.row or known:
-        row = known[name]
+    for name, row in chosen.items():
         count = arguments.count or (row.SHORT if arguments.short else row.FULL)  # type: ignore[attr-defined]
         if not count:
             continue
@@ -67,10 +94,9 @@ def main() -> int:
         for line in outcome.wrong:
             print(f"WRONG in {name}: {line}", file=sys.stderr, flush=True)
         wrong += len(outcome.wrong)
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
     if arguments.keep is None:
         shutil.rmtree(folder)
-    return 1 if wrong else 0
+    return wrong
 
 
 def _warm_up() -> None:

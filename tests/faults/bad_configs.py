@@ -304,8 +304,8 @@ def _processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run(count: int, first: int = 0, fresh_every: int = 25, show: bool = True) -> str:
-    """Run the campaign; returns a row of a table in Markdown."""
+def run(count: int, first: int = 0, fresh_every: int = 25, show: bool = True) -> int:
+    """Run the campaign and print a row of a table in Markdown; how many were not refused as they should be."""
     failures: Counter[str] = Counter()
     slowest, largest, processes = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -328,11 +328,12 @@ def run(count: int, first: int = 0, fresh_every: int = 25, show: bool = True) ->
                             f"seed {seed} ({kind}): {wrong}: {arguments[-6:]}\n{outcome.error[-600:]}", file=sys.stderr
                         )
     refused = count - failures.total()
-    return (
+    print(
         f"| {count:,} generated bad configs ({processes} as processes of their own) | {refused:,} refused: status 2, "
         f"one line, no torch, nothing left; slowest {slowest:.1f} s of processor time, at most "
         f"{largest >> 20} MiB |"
     )
+    return failures.total()
 
 
 if __name__ == "__main__":
@@ -341,4 +342,4 @@ if __name__ == "__main__":
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--fresh", type=int, default=25, help="every so many runs as a process of its own")
     given = parser.parse_args()
-    print(run(given.count, given.first, given.fresh))
+    sys.exit(bool(run(given.count, given.first, given.fresh)))

@@ -26,7 +26,8 @@ from hftransfer.cli.main import main
 from tests.faults.forked import Outcome, forked, inside
 
 MEMORY = 2 << 30
-SECONDS = 120
+SECONDS = 300
+"""By the clock, for a machine that has other work."""
 Rows = list[dict[str, Any]]
 TASKS: dict[str, dict[str, str]] = {
     "text_classification": {},
@@ -169,7 +170,7 @@ def ragged(rng: random.Random, path: Path) -> None:
     mark = "\t" if path.suffix == ".tsv" else ","
     if path.suffix in (".csv", ".tsv"):
         at = rng.randrange(1, len(lines))
-        lines[at] = rng.choice([lines[at] + mark + "more", lines[at].split(mark)[0], f'{lines[at]}"x', mark * 40])
+        lines[at] = rng.choice([lines[at] + mark + "more", lines[at].split(mark)[0], f'"{lines[at]}"x', mark * 40])
         path.write_text("\n".join(lines), encoding="utf-8")
     else:
         path.write_text(rng.choice(["[1, 2]", '{"a": 3}', "null", '"text"', "[[]]", "NaN", "{}"]), encoding="utf-8")
@@ -300,8 +301,8 @@ def complaint(outcome: Outcome, folder: Path) -> str | None:
     return f"took {outcome.memory >> 20} MiB" if outcome.memory > MEMORY else None
 
 
-def run(count: int, first: int = 0, show: bool = True) -> str:
-    """Run the campaign; returns a row of a table in Markdown."""
+def run(count: int, first: int = 0, show: bool = True) -> int:
+    """Run the campaign and print a row of a table in Markdown; how many were not refused as they should be."""
     import hftransfer.finetuning  # noqa: F401  (the forks find it loaded)
 
     failures: Counter[str] = Counter()
@@ -325,10 +326,11 @@ def run(count: int, first: int = 0, show: bool = True) -> str:
                     if show:
                         print(f"seed {seed} ({kind}): {wrong}\n    {outcome.error[-500:]}", file=sys.stderr, flush=True)
     refused = count - failures.total()
-    return (
+    print(
         f"| {count:,} generated bad data files ({', '.join(FORMATS)}; all tasks) | {refused:,} refused: status 2, "
         f"one line that names the file, no output; slowest {slowest:.1f} s, at most {largest >> 20} MiB |"
     )
+    return failures.total()
 
 
 def keep(seed: int, folder: Path) -> None:
@@ -350,4 +352,4 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     given = parser.parse_args()
-    print(run(given.count, given.first))
+    sys.exit(bool(run(given.count, given.first)))
