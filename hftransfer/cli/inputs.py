@@ -152,7 +152,7 @@ def _keys(file: Path) -> list[str] | None:
     """The keys of all records of a JSON file; None where it is malformed, which is told with its line later."""
     try:
         records: list[Any] = list(_records(file))
-    except (ValueError, RecursionError, TypeError, DataError):
+    except (ValueError, RecursionError, TypeError, KeyError, DataError):
         return None
     if not records or not all(isinstance(record, dict) for record in records):
         return None

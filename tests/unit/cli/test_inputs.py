@@ -16,6 +16,7 @@ from tests.running import command
         ("a.jsonl", '{"text": "a", "label": "x"}\n[1, 2]\n', "line 2: a list of a number where a record is wanted"),
         ("a.jsonl", '"text"\n', "line 1: text where a record is wanted"),
         ("a.jsonl", '{"text": "a", "label": "x"}\nnull\n', "line 2: null where a record is wanted"),
+        ("a.json", '{"a": 3}', "not a list of records"),
         ("a.json", "[[1, 2]]", "row 1: a list of a number where a record is wanted"),
         ("a.jsonl", '{"texts": "a", "label": "x"}\n', "no column 'text'; there are 'texts', 'label'"),
     ],
