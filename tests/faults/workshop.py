@@ -9,12 +9,15 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from hftransfer.interruption import EXIT_STATUS
 from tests.tiny_models import WORDS, write_tiny_checkpoint
@@ -153,6 +156,8 @@ class Workshop:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
+            # All forks of a process share its progress bars' lock, and one that is killed may hold it for ever.
+            tqdm.set_lock(threading.RLock())
             os.environ.update({"HFTRANSFER_CACHE": f"{settings['output_dir']}-states", **(environment or {})})
             loop.LOG_EVERY = 3
             if before is not None:
