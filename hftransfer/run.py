@@ -24,10 +24,11 @@ from hftransfer.run_files import (
     PREFLIGHT_FILE,
     RECIPE_FILE,
     REPORT_FILE,
+    VERDICTS_FOLDER,
     write_json,
     write_whole,
 )
-from hftransfer.safety.files import check_no_links
+from hftransfer.safety.files import check_no_links, remove_unfinished
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 from hftransfer.verdicts import Verdict, read_verdicts, write_verdict
 
@@ -300,6 +301,7 @@ def create_run(
         # Its contents alone: the folder may be a link or a mount.
         for path in (path for path in folder.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    remove_unfinished(folder, folder / VERDICTS_FOLDER)
     # What chose a setting of the recipe stands above it.
     reasons = "".join(f"# {verdict.title}: {verdict.words[0]}\n" for verdict in verdicts)
     write_whole(folder / RECIPE_FILE, reasons + _yaml(recipe.model_dump(mode="json", exclude_none=True)))

@@ -134,7 +134,8 @@ def read_verdicts(folder: Path) -> list[Verdict]:
         DataError: If one of them cannot be read.
     """
     found = []
-    for path in sorted((folder / VERDICTS_FOLDER).glob("*.json")):
+    # A leading letter leaves out what a killed process had begun to write.
+    for path in sorted((folder / VERDICTS_FOLDER).glob("[a-z]*.json")):
         try:
             found.append(Verdict.model_validate_json(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, ValidationError) as error:

@@ -15,6 +15,8 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # A file of the Hub's cache lies in models--ORG--NAME/snapshots/COMMIT/ and is a link into models--ORG--NAME/blobs/.
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
+UNFINISHED = ".writing-"
+"""How the name of a file begins that is being written; a killed process leaves it."""
 
 
 def check_private(folder: Path, fix: str) -> None:
@@ -114,7 +116,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
         path: Where the file will be.
         mode: Its permissions, less the umask.
     """
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}{path.suffix}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
         yield temporary
@@ -122,3 +124,11 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what a killed process had begun with `replacing` in folders to which nobody writes now."""
+    for folder in folders:
+        for path in folder.glob(f"{UNFINISHED}*"):
+            if path.is_file() or path.is_symlink():
+                path.unlink()

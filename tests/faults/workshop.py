@@ -156,8 +156,7 @@ class Workshop:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            # All forks of a process share its progress bars' lock, and one that is killed may hold it for ever.
-            tqdm.set_lock(threading.RLock())
+            _own_progress_lock()
             os.environ.update({"HFTRANSFER_CACHE": f"{settings['output_dir']}-states", **(environment or {})})
             loop.LOG_EVERY = 3
             if before is not None:
@@ -194,6 +193,14 @@ class Workshop:
         child = self.run(settings, **options)
         assert child.status == 0, child.text()[-4000:]
         return Path(settings["output_dir"])
+
+
+def _own_progress_lock() -> None:
+    """Forks share the lock of their parent's progress bars, and one that is killed may hold it for ever."""
+    lock, kinds = threading.RLock(), [tqdm]
+    for kind in kinds:
+        kind.set_lock(lock)
+        kinds += kind.__subclasses__()
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -56,6 +56,16 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_goes_on_removes_what_the_killed_one_had_begun_to_write(tmp_path: Path) -> None:
+    (tmp_path / "verdicts").mkdir()
+    for place in (tmp_path, tmp_path / "verdicts"):
+        (place / ".writing-0123.json").write_text('{"a": ')
+        (place / "kept.json").write_text("{}")
+    create_run(recipe_for(tmp_path, resume="auto"))
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"kept.json", "recipe.yaml"}
+
+
 def test_new_and_empty_folders_are_fine(tmp_path: Path) -> None:
     check_output_folder(recipe_for(tmp_path / "new" / "deep"))
     check_output_folder(recipe_for(tmp_path))

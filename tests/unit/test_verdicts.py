@@ -50,6 +50,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_verdicts(tmp_path)[1] == VERDICT
 
 
+def test_what_a_killed_process_had_begun_to_write_is_no_verdict(tmp_path: Path) -> None:
+    path = write_verdict(tmp_path, VERDICT)
+    (path.parent / ".writing-0123.json").write_text('{"key": "bi')
+    assert read_verdicts(tmp_path) == [VERDICT]
+
+
 def test_a_file_that_is_no_verdict_is_refused(tmp_path: Path) -> None:
     path = write_verdict(tmp_path, VERDICT)
     path.write_text(path.read_text().replace("lines", "markup"))
