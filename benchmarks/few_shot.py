@@ -219,7 +219,7 @@ def main() -> None:
     printer = verbs.add_parser("table", help="print the table")
     printer.set_defaults(action=table)
     for verb in (runner, printer):
-        verb.add_argument("--out", default="runs/few_shot.jsonl")
+        verb.add_argument("--out", default="benchmarks/results/few_shot.jsonl")
     arguments = parser.parse_args()
     arguments.action(arguments)
 

@@ -217,7 +217,7 @@ def run(arguments: argparse.Namespace) -> None:
     for cell in cells:
         if (cell.name, arguments.examples, Path(arguments.checkpoint).name) in done:
             continue
-        folder = out.parent / "working"
+        folder = Path("runs", "retention")
         # What an interrupted cell has left.
         shutil.rmtree(folder, ignore_errors=True)
         line = measure(cell, arguments, folder)
@@ -242,20 +242,21 @@ def softened(line: dict[str, Any], retain: float | None, share: float | None) ->
     return point["test"], point["retained"], point["general"]
 
 
-def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[Values]]]:
-    """(data, name, values of each seed) of everything that was measured."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def rows_of(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Values]]]:
+    """(data, name, values by seed) of everything that was measured."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for line in lines:
-        data, remedy, _ = line["cell"].split("/")
-        found[data, remedy].append(line)
+        data, remedy, seed = line["cell"].split("/")
+        found[data, remedy][seed] = line
     for (data, remedy), part in found.items():
         base, _, strength = remedy.partition(":")
         name = NAMES.get(base, base) + (f", strength {strength}" if strength else "")
-        yield data, name, [(line["score"], line["retained"], line["general"]) for line in part]
-        if base in ("full", "lora") and all("curve" in line for line in part):
+        yield data, name, {seed: (line["score"], line["retained"], line["general"]) for seed, line in part.items()}
+        if base in ("full", "lora") and all("curve" in line for line in part.values()):
             of = "full" if base == "full" else "`lora`"
-            yield data, f"soften {of}, half way", [softened(line, None, 0.5) for line in part]
-            yield data, f"soften {of}, `--retain {RETAIN}`", [softened(line, RETAIN, None) for line in part]
+            yield data, f"soften {of}, half way", {seed: softened(line, None, 0.5) for seed, line in part.items()}
+            name = f"soften {of}, `--retain {RETAIN}`"
+            yield data, name, {seed: softened(line, RETAIN, None) for seed, line in part.items()}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -265,19 +266,28 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def _above(values: dict[str, Values], others: dict[str, Values], which: int) -> str:
+    """In how many of the seeds that both have one is above the other."""
+    pairs = [(values[seed][which], others[seed][which]) for seed in values if seed in others]
+    return f"{sum(one > other for one, other in pairs)} of {len(pairs)}"
+
+
 def table_lines(lines: Sequence[dict[str, Any]], examples: int) -> list[str]:
     """The tables as Markdown, one for each data set: a row for each remedy, the best score first."""
     lines = [line for line in lines if line["examples"] == examples]
-    by_data: dict[str, list[tuple[str, list[Values]]]] = defaultdict(list)
+    by_data: dict[str, list[tuple[str, dict[str, Values]]]] = defaultdict(list)
     for data, name, values in rows_of(lines):
         by_data[data].append((name, values))
     text: list[str] = []
     for data, found in by_data.items():
         head = [f"remedy, {data}", f"test {DATA_SETS[data]}", "retained (probes)", "general text", "seeds"]
+        head += ["score above full's", "general text above full's"]
+        full = dict(found).get(NAMES["full"], {})
         text += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        for name, values in sorted(found, key=lambda one: -float(np.mean([value[0] for value in one[1]]))):
-            columns = [spread(column) for column in zip(*values, strict=True)]
-            text.append(f"| {name} | {' | '.join(columns)} | {len(values)} |")
+        for name, values in sorted(found, key=lambda one: -float(np.mean([value[0] for value in one[1].values()]))):
+            columns = [spread(column) for column in zip(*values.values(), strict=True)]
+            counts = [_above(values, full, which) for which in (0, 2)]
+            text.append(f"| {name} | {' | '.join([*columns, str(len(values)), *counts])} |")
     return text[1:]
 
 
@@ -308,7 +318,7 @@ def main() -> None:
     printer.add_argument("--write", help="page to write it into")
     printer.set_defaults(action=table)
     for verb in (runner, printer):
-        verb.add_argument("--out", default="runs/retention/lines.jsonl")
+        verb.add_argument("--out", default="benchmarks/results/retention.jsonl")
         verb.add_argument("--examples", type=int, default=1000)
         verb.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hftransfer.safety.files import PRIVATE_FILE, PRIVATE_FOLDER, check_private, make_private, replacing
+from hftransfer.safety.files import PRIVATE_FILE, PRIVATE_FOLDER, UNFINISHED, check_private, make_private, replacing
 
 ENVIRONMENT_VARIABLE = "HFTRANSFER_CACHE"
 KEY_FILE, META_FILE, INDEX_FILE, STATES_FILE = "key.json", "meta.json", "index.npz", "states.bin"
@@ -230,7 +230,7 @@ class Space:
 
     def remove_abandoned(self) -> None:
         """Remove what killed processes left half-written."""
-        for path in self.folder.glob(".writing-*"):
+        for path in self.folder.glob(f"{UNFINISHED}*"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
@@ -242,7 +242,7 @@ class ShardWriter:
     def __init__(self, space: Path, dtype: torch.dtype) -> None:
         self.space, self.dtype = space, dtype
         name = f"{uuid.uuid4().hex}"
-        self.temporary, self.final = space / f".writing-{name}", space / f"shard-{name}"
+        self.temporary, self.final = space / f"{UNFINISHED}{name}", space / f"shard-{name}"
         self._hashes: list[RowHashes] = []
         self._lengths: list[NDArray[np.int64]] = []
         self._digest, self._started = hashlib.sha256(), time.perf_counter()

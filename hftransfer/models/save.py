@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hftransfer.models.quiet import quiet
+from hftransfer.safety.files import UNFINISHED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def save_model(
         complete: Writes what else belongs into the folder, before it takes its place.
     """
     trained: Any = model
-    temporary = folder.with_name(f".writing-{folder.name}")
+    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with quiet():

@@ -16,7 +16,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # A file of the Hub's cache lies in models--ORG--NAME/snapshots/COMMIT/ and is a link into models--ORG--NAME/blobs/.
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 UNFINISHED = ".writing-"
-"""How the name of a file begins that is being written; a killed process leaves it."""
+"""How the name of a file or folder begins that is being written; a killed process leaves it."""
 
 
 def check_private(folder: Path, fix: str) -> None:

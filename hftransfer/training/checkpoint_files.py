@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from hftransfer.errors import TrainingError
+from hftransfer.safety.files import UNFINISHED
 
 MANIFEST, STATE_FILE = "manifest.json", "state.json"
 TENSOR_FILES = ("weights.safetensors", "best.safetensors", "optimizer.safetensors")
 FILES = (*TENSOR_FILES, STATE_FILE)
 # Names that no reader takes for a checkpoint.
-WRITING, REMOVING = ".writing-", ".removing-"
+REMOVING = ".removing-"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -44,7 +45,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mappin
         state: The content of state.json.
         keep: How many checkpoints stay.
     """
-    final, temporary = step_folder(folder, step), folder / f"{WRITING}{step:08d}"
+    final, temporary = step_folder(folder, step), folder / f"{UNFINISHED}{step:08d}"
     is_new = not folder.exists()
     _remove_leftovers(folder)
     temporary.mkdir(parents=True)
@@ -113,7 +114,7 @@ def _remove(folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written or half-removed."""
-    for prefix in (WRITING, REMOVING):
+    for prefix in (UNFINISHED, REMOVING):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)
 

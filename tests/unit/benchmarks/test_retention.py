@@ -35,8 +35,9 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
     assert text.endswith("after\n")
     rows = [row for row in text.splitlines() if row.startswith("| ")]
     # The best score first.
-    assert rows[1] == "| L2-SP (`optim.retain: l2_sp`), strength 30 | 0.900 | 0.900 | 0.500 | 1 |"
+    assert rows[1] == "| L2-SP (`optim.retain: l2_sp`), strength 30 | 0.900 | 0.900 | 0.500 | 1 | 1 of 1 | 0 of 1 |"
     assert rows[2].startswith("| full fine-tuning (best evaluation) | 0.715 (0.710 to 0.720) |")
+    assert rows[2].endswith("| 2 | 0 of 2 | 0 of 2 |")
     assert any(row.startswith("| soften full, `--retain 0.95` | 0.600 (0.600 to 0.600) | 0.960") for row in rows)
 
 
