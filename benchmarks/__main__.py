@@ -4,7 +4,8 @@
     python -m benchmarks table
     python -m benchmarks list
 
-`run` measures cases (all, when none is named) and keeps the results; a case that is run again replaces its result.
+`run` measures cases (when none is named, all for this machine: with a GPU or without) and keeps the results; a case
+that is run again replaces its result.
 `table` writes docs/benchmarks.md from what is there.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.cases import CASES
 from benchmarks.harness import Harness, command_line
+from benchmarks.machine import describe
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.peer_python,
         command_line(sys.argv[1:], HIDDEN),
     )
-    for name in arguments.cases or CASES:
+    has_gpu = describe()["gpu"] is not None
+    for name in arguments.cases or [case.name for case in CASES.values() if case.gpu is has_gpu]:
         print(f"wrote {harness.run(CASES[name])}", flush=True)
 
 

@@ -80,6 +80,7 @@ class Case:
         comparisons: The ratios.
         series: The contestants are sizes of one thing: fit lines through their times and disk use.
         warm: Each contestant keeps its folders and caches, and a first round does not count.
+        gpu: It is for a machine with a GPU; the others are for the CPU.
         notes: What a reader must know.
     """
 
@@ -90,13 +91,16 @@ class Case:
     timed: str = ""
     series: bool = False
     warm: bool = False
+    gpu: bool = False
     notes: tuple[str, ...] = ()
 
 
 def ours(strategy: Mapping[str, Any], epochs: int, name: str = OURS, **more: Any) -> Contestant:
     """hftransfer with a strategy's default rates."""
     recipe = {"strategy": dict(strategy), "optim": {"num_train_epochs": epochs, "per_device_train_batch_size": BATCH}}
-    return Contestant(name, "contestants.ours", {"recipe": {**recipe, **more.pop("recipe", {})}, **more})
+    checkpoint = more.pop("checkpoint", "given")
+    settings = {"recipe": {**recipe, **more.pop("recipe", {})}, **more}
+    return Contestant(name, "contestants.ours", settings, checkpoint=checkpoint)
 
 
 def trainer(name: str, settings: Mapping[str, Any], **more: Any) -> Contestant:
@@ -231,11 +235,22 @@ UNFREEZING = Case(
 PEAK_NATIVE = "matrix product, dtype of the training"
 
 
-def _share(name: str, strategy: str, epochs: int, counts: str, checkpoint: Literal["given", "bert-base"]) -> Contestant:
-    """hftransfer, with its operations counted. The stock head spares the forward pass the block that pools."""
+def _share(
+    name: str,
+    strategy: str,
+    epochs: int,
+    counts: str,
+    checkpoint: Literal["given", "bert-base"],
+    tokens: int | None = None,
+) -> Contestant:
+    """hftransfer, with its operations counted. The stock head spares the forward pass the block that pools.
+
+    Texts are joined up to a number of tokens, if one is given.
+    """
     optim = {"num_train_epochs": epochs, "per_device_train_batch_size": BATCH}
     recipe = {"strategy": {"type": strategy}, "task": {"pooling": "own"}, "optim": optim}
-    settings = {"recipe": recipe, "counts": counts, "scored": False}
+    settings: dict[str, Any] = {"recipe": recipe, "counts": counts, "scored": False}
+    settings |= {} if tokens is None else {"tokens": tokens}
     return Contestant(name, "contestants.ours", settings, checkpoint=checkpoint)
 
 
@@ -296,6 +311,59 @@ STARTUP = Case(
     warm=True,
 )
 
+# Batches in random order: where launching kernels takes longer than they run, padding costs nothing.
+BF16 = {**BEST, "precision": "bf16"}
+BF16_NAME = f"Trainer, bf16, batch {BATCH}"
+GPU_FEATURES = Case(
+    "gpu_features",
+    "Feature extraction, 10 epochs",
+    (
+        ours({"type": "feature_extraction"}, 10),
+        trainer(BF16_NAME, {**BF16, **_HEAD}),
+    ),
+    (Comparison(BF16_NAME, target=20),),
+    gpu=True,
+    notes=FEATURES.notes[:3],
+)
+GPU_FULL = Case(
+    "gpu_full",
+    "Full fine-tuning in the size of BERT-base, 3 epochs",
+    (
+        ours({"type": "full_fine_tuning"}, 3, checkpoint="bert-base"),
+        trainer(BF16_NAME, {**BF16, **_FULL}, checkpoint="bert-base"),
+    ),
+    (Comparison(BF16_NAME, target=1.5),),
+    gpu=True,
+    notes=(RATES, "Random weights: the accuracies say nothing but that both sides train."),
+)
+GPU_LORA = Case(
+    "gpu_lora",
+    "LoRA in the size of BERT-base, r = 8 on query and value, 3 epochs",
+    (
+        ours(_LORA, 3, checkpoint="bert-base"),
+        peft("PEFT + " + BF16_NAME, BF16, 3, needs="peft", checkpoint="bert-base"),
+    ),
+    (Comparison("PEFT + " + BF16_NAME),),
+    gpu=True,
+    notes=(RATES, "Pooler and classifier learn whole on both sides.", "Random weights, as above."),
+)
+GPU_PEAK = Case(
+    "gpu_peak",
+    "Share of the matrix-product peak",
+    (
+        Contestant(PEAK_NATIVE, "peak", {"dtype": "native"}),
+        _share("forward, size of BERT-base, length 512", "feature_extraction", 2, "encoding", "bert-base", 512),
+        _share("training, size of BERT-base, length 512", "full_fine_tuning", 1, "loop", "bert-base", 512),
+    ),
+    (
+        Comparison("forward, size of BERT-base, length 512", PEAK_NATIVE, quantity="rate"),
+        Comparison("training, size of BERT-base, length 512", PEAK_NATIVE, 0.40, quantity="rate"),
+    ),
+    timed=PEAK.timed,
+    gpu=True,
+    notes=(PEAK.notes[0], "Texts of the data set are joined until they have 512 tokens."),
+)
+
 CASES = {
     case.name: case
     for case in (
@@ -310,5 +378,9 @@ CASES = {
         PEAK,
         SIZES,
         STARTUP,
+        GPU_FEATURES,
+        GPU_FULL,
+        GPU_LORA,
+        GPU_PEAK,
     )
 }

@@ -23,6 +23,7 @@ from benchmarks.outcomes import (
 from benchmarks.stats import Spread
 
 NOT_MEASURED = "not measured"
+HEADING, RULE = "| case | comparison | target | result | verdict |", "|---|---|---|---|---|"
 SERIES_GOALS = {
     "time": f"linear within {TOLERANCE:.0%}",
     "disk": f"linear within {TOLERANCE:.0%}",
@@ -48,11 +49,11 @@ READING = f"""\
 Contestants take turns, forwards and backwards (ABBA). A time is the median of its rounds with the lowest and the
 highest; a ratio is that of the medians, with the lowest and the highest ratio inside a round. Accuracies ("right") are
 means over the rounds with the 95 % Wilson interval of one test set, in the order of the comparison. Memory is the
-highest resident size of the process. While a sample runs, the share of all processors that other
-processes take is read from /proc; above {MARKED_SHARE:.0%} the sample is marked († in the tables) and left out of the
-medians as long as the contestant has another. A verdict needs {MIN_ROUNDS} rounds, undisturbed samples of both sides
-and, where accuracies are compared, {MIN_EXAMPLES:,} training examples and an accuracy that is not below the interval of
-the other side.
+highest resident size of the process, on a GPU also the most that torch has had allocated there. While a sample runs,
+the share of all processors that other processes take is read from /proc; above {MARKED_SHARE:.0%} the sample is
+marked († in the tables) and left out of the medians as long as the contestant has another. A verdict needs
+{MIN_ROUNDS} rounds, undisturbed samples of both sides and, where accuracies are compared, {MIN_EXAMPLES:,} training
+examples and an accuracy that is not below the interval of the other side.
 """
 
 
@@ -71,6 +72,7 @@ def document(results: Sequence[Result]) -> str:
         TIMED,
         READING,
         f"## Targets\n\n{_summary(results)}",
+        f"## Targets on a GPU\n\n{_gpu_summary(results)}",
         *(_section(result) for result in results),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -112,32 +114,37 @@ def _machine(result: Result) -> str:
 
 
 def _summary(results: Sequence[Result]) -> str:
-    """One row per comparison, the CPU's result beside the GPU's."""
-    rows = ["| case | comparison | target | CPU | verdict | GPU |", "|---|---|---|---|---|---|"]
-    for case in CASES.values():
-        sides = [
-            next((r for r in results if r["case"] == case.name and bool(r["machine"]["gpu"]) is g), None)
-            for g in (False, True)
-        ]
-        if sides == [None, None]:
-            continue
-        if case.series:
-            series = [None if side is None else judge_series(side) for side in sides]
-            for position, (what, goal) in enumerate(SERIES_GOALS.items()):
-                rows.append(_row(case, what, goal, [None if one is None else one[position] for one in series]))
-            continue
-        for comparison in case.comparisons:
-            outcomes = [None if side is None else judge(side, comparison) for side in sides]
-            rows.append(_row(case, _versus(comparison), _target(comparison), outcomes))
+    """One row per comparison of the CPU's cases."""
+    rows = [HEADING, RULE]
+    for case in (case for case in CASES.values() if not case.gpu):
+        result = next((one for one in results if one["case"] == case.name and not one["machine"]["gpu"]), None)
+        if result is None:
+            rows += [_row(case, _versus(one), _target(one), None) for one in case.comparisons]
+        elif case.series:
+            goals = zip(SERIES_GOALS.items(), judge_series(result), strict=True)
+            rows += [_row(case, what, goal, outcome) for (what, goal), outcome in goals]
+        else:
+            rows += [_row(case, _versus(one), _target(one), judge(result, one)) for one in case.comparisons]
     return "\n".join(rows)
 
 
-def _row(case: Case, what: str, goal: str, outcomes: Sequence[Outcome | None]) -> str:
-    """A line of the summary, from the outcomes on the CPU and on the GPU."""
-    cpu, gpu = outcomes
-    shown = [NOT_MEASURED if one is None else one.shown for one in (cpu, gpu)]
-    verdict = NOT_MEASURED if cpu is None else cpu.verdict
-    return f"| {case.title} | {what} | {goal} | {shown[0]} | {verdict} | {shown[1]} |"
+def _gpu_summary(results: Sequence[Result]) -> str:
+    """Likewise for the cases that need a GPU."""
+    rows = [HEADING, RULE]
+    for case in (case for case in CASES.values() if case.gpu):
+        result = next((one for one in results if one["case"] == case.name and one["machine"]["gpu"]), None)
+        outcomes = [None if result is None else judge(result, one) for one in case.comparisons]
+        rows += [
+            _row(case, _versus(one), _target(one), outcome)
+            for one, outcome in zip(case.comparisons, outcomes, strict=True)
+        ]
+    return "\n".join(rows)
+
+
+def _row(case: Case, what: str, goal: str, outcome: Outcome | None) -> str:
+    """A line of a summary."""
+    shown, verdict = (NOT_MEASURED, "-") if outcome is None else (outcome.shown, outcome.verdict)
+    return f"| {case.title} | {what} | {goal} | {shown} | {verdict} |"
 
 
 def _versus(comparison: Comparison) -> str:
@@ -188,7 +195,9 @@ def _table(result: Result, case: Case) -> str:
         if not good:
             rows.append(f"| {name} | {examples} | failed | | | | {tail}")
             continue
-        memory = max(one["peak_rss_mib"] for one in good)
+        memory = f"{max(one['peak_rss_mib'] for one in good):,.0f} MiB"
+        on_gpu = max(one.get("peak_gpu_mib") or 0 for one in good)
+        memory += f", GPU {on_gpu:,.0f} MiB" if on_gpu else ""
         if all("operations" in one for one in good):
             rate = Spread.of([one["operations"] / one["seconds"] for one in good])
             time = f"{rate.median / 1e9:,.0f} GFLOP/s | {rate.low / 1e9:,.0f} to {rate.high / 1e9:,.0f}"
@@ -197,7 +206,7 @@ def _table(result: Result, case: Case) -> str:
             time = f"{seconds.median:.2f} | {seconds.low:.2f} to {seconds.high:.2f}"
         found = accuracy_of(good)
         right = "" if found is None else f"{found.share:.1%}, {found.low:.1%} to {found.high:.1%}"
-        rows.append(f"| {name} | {examples} | {time} | {right} | {memory:,.0f} MiB | {tail}")
+        rows.append(f"| {name} | {examples} | {time} | {right} | {memory} | {tail}")
     return "\n".join([*rows, *_whole_calls(result, case)])
 
 

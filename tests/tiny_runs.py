@@ -85,9 +85,10 @@ def tiny_run(
     rows: list[dict[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
+    steps: int = 3,
     **more: Any,
 ) -> Run:
-    """Three steps of a task with a strategy, at a rate that moves every weight.
+    """A few steps of a task with a strategy, at a rate that moves every weight.
 
     Args:
         task: Its name.
@@ -97,12 +98,13 @@ def tiny_run(
         rows: Training data in place of the task's own.
         settings: More settings of the task.
         columns: More columns.
+        steps: How many steps.
         more: More settings of the recipe.
     """
     task_settings, task_columns, task_rows = TASKS[task]
     if isinstance(strategy, str):
         strategy = {"type": strategy, **STRATEGIES[strategy]}
-    optim = {"max_steps": 3, "learning_rate": 0.02, "per_device_train_batch_size": 4, "warmup_ratio": 0.0}
+    optim = {"max_steps": steps, "learning_rate": 0.02, "per_device_train_batch_size": 4, "warmup_ratio": 0.0}
     recipe = Recipe(
         checkpoint=str(checkpoint),
         task={"type": task, **task_settings, **(settings or {})},

@@ -3,7 +3,7 @@
 Settings: mode, and recipe (sections of a Recipe). Modes:
     finetune   `finetune(recipe)`, from the tokenization to the last step and one evaluation on validation data;
                seeds (how many, in one call), whole (time all of the call), counts (report the operations of the loop
-               or of the encoding), scored (whether to score the test data)
+               or of the encoding), scored (whether to score the test data), tokens (join texts up to a length)
     probe      encode through the feature cache and fit a logistic regression with its default penalty
 """
 
@@ -40,7 +40,7 @@ def recipe_of(spec: Spec, seed: int) -> Recipe:
     sections = spec.settings["recipe"]
     return Recipe(
         checkpoint=spec.checkpoint,
-        data={"max_length": MAX_LENGTH},
+        data={"max_length": spec.settings.get("tokens", MAX_LENGTH)},
         evaluation={"every": NEVER, "keep": "last"},
         output_dir=str(Path(spec.folder) / f"run-{seed}"),
         seed=seed,
@@ -71,6 +71,8 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 def train(spec: Spec) -> None:
     """Call `finetune` once per seed, and report."""
     splits = {"train": common.read_dataset(spec.train), "validation": common.read_dataset(spec.validation)}
+    if "tokens" in spec.settings:
+        splits = {name: joined(split, spec.settings["tokens"]) for name, split in splits.items()}
     with timed(prepare, "load_pretrained") as loads:
         started = time.perf_counter()
         run = finetune(recipe_of(spec, spec.seed), **splits)
@@ -82,6 +84,8 @@ def train(spec: Spec) -> None:
     of_seeds = [Run(folder).metrics["training"] for folder in run.folder.glob("seeds/*")] or [facts]
     scoring = sum(one["scoring_seconds"] + one["report_seconds"] for one in of_seeds)
     lengths = token_lengths(spec)
+    if "tokens" in spec.settings:
+        lengths = {name: [spec.settings["tokens"]] * len(split) for name, split in splits.items()}
     fields: dict[str, Any] = {
         "tokens": sum(lengths["train"]) * recipe_epochs(run),
         "whole_seconds": whole,
@@ -98,6 +102,17 @@ def train(spec: Spec) -> None:
         found = [int(record["prediction"]) for record in predict(run, texts)]
         fields |= common.count_correct(found, labels)
     common.report(spec, seconds, **fields)
+
+
+def joined(split: datasets.Dataset, tokens: int) -> datasets.Dataset:
+    """As many rows, each of so many texts that it has at least these tokens: a word is a token or more."""
+    texts, rows = split["text"][:], []
+    for start in range(len(texts)):
+        words: list[str] = []
+        while len(words) < tokens:
+            words += texts[(start + len(words)) % len(texts)].split()
+        rows.append(" ".join(words))
+    return datasets.Dataset.from_dict({"text": rows, "label": split["label"][:]})
 
 
 def recipe_epochs(run: Any) -> int:

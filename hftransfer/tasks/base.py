@@ -26,7 +26,10 @@ IGNORED = -100
 CELLS, ROW_WEIGHTS = "cells", "row_weights"
 """In `Features.extra` of training rows: the cells that are drawn equally often, (N,), and weights of the loss, (N,)."""
 
-NOT_FOR_THE_MODEL = ("labels", "row_sizes", "places", ROW_WEIGHTS)
+PLACES = "places"
+"""Name in a batch of the positions of the tagged tokens, (B, W), padded with -1."""
+
+NOT_FOR_THE_MODEL = ("labels", "row_sizes", PLACES, ROW_WEIGHTS)
 """What of a batch the task alone reads: labels, the number of sequences of each row, the tokens that are tagged, and
 weights of rows."""
 
@@ -161,6 +164,8 @@ class Task(ABC):
     """Whether a row's inputs are drawn anew at every step, so that nothing of them can be kept."""
     needs_pretrained_head: ClassVar[bool] = False
     """Whether the head must come with the checkpoint: a new one over the vocabulary would have all to learn."""
+    fixed_shapes: ClassVar[bool] = False
+    """Whether the shapes of all that a training pass computes follow from those of its batch."""
     default_metric: str
     metrics: tuple[str, ...]
     settings: Any

@@ -61,6 +61,7 @@ class QuestionAnsweringTask(Task):
     type = "question_answering"
     auto_class = "AutoModelForQuestionAnswering"
     architectures = ("ForQuestionAnswering",)
+    fixed_shapes = True
     default_metric = "f1"
     metrics = metrics.METRICS["question_answering"]
 

@@ -51,6 +51,7 @@ class TextClassificationTask(Task):
     type = "text_classification"
     auto_class = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
+    fixed_shapes = True
 
     def __init__(self, settings: TextClassification, data: DataSection, labels: Labels) -> None:
         super().__init__(settings, data)
@@ -59,6 +60,7 @@ class TextClassificationTask(Task):
         self.metrics = (*metrics.METRICS[labels.problem], *(f"f1/{name}" for name in labels.names))
         self.thresholds_C = np.full(labels.num_outputs, 0.5)
         self.class_weights_C: torch.Tensor | None = None
+        self._placed_weights_C: torch.Tensor | None = None
 
     @classmethod
     def from_data(cls, settings: TextClassification, data: DataSection, train: Dataset) -> TextClassificationTask:
@@ -207,7 +209,7 @@ class TextClassificationTask(Task):
     def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The problem's loss, summed over the batch."""
         logits_BC, labels = outputs.logits.float(), batch["labels"]
-        weights_C = None if self.class_weights_C is None else self.class_weights_C.to(logits_BC.device)
+        weights_C = None if self.class_weights_C is None else self._weights_on(logits_BC.device)
         if self.labels.problem == "regression":
             return regression_loss(logits_BC[:, 0], labels)
         if self.labels.problem == "multi_label":
@@ -220,6 +222,13 @@ class TextClassificationTask(Task):
             self.settings.focal_gamma,
             batch.get(ROW_WEIGHTS),
         )
+
+    def _weights_on(self, device: torch.device) -> torch.Tensor:
+        """The weights of the classes on a device, copied there once: a CUDA graph can hold no copy from the CPU."""
+        assert self.class_weights_C is not None
+        if self._placed_weights_C is None or self._placed_weights_C.device != device:
+            self._placed_weights_C = self.class_weights_C.to(device)
+        return self._placed_weights_C
 
     def predictions(self, call: Call, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The logits, (B, C)."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection, TokenClassification
 from hftransfer.tasks import metrics
-from hftransfer.tasks.base import IGNORED, Call, Decisions, Features, Outcome, Predictions, Ragged, Task
+from hftransfer.tasks.base import IGNORED, PLACES, Call, Decisions, Features, Outcome, Predictions, Ragged, Task
 from hftransfer.tasks.entities import (
     OUTSIDE,
     Entity,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 # What counts as a word of raw text: letters and digits together, every other sign alone.
 _WORD = re.compile(r"\w+|[^\w\s]")
-PLACES = "places"
-"""Name in a batch of the positions of the tagged tokens, (B, W), padded with -1."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class TokenClassificationTask(Task):
     type = "token_classification"
     auto_class = "AutoModelForTokenClassification"
     architectures = ("ForTokenClassification",)
+    fixed_shapes = True
 
     def __init__(self, settings: TokenClassification, data: DataSection, names: Sequence[str]) -> None:
         super().__init__(settings, data)

@@ -30,6 +30,7 @@ from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
+from hftransfer.training.graphs import Graphs, graphs_of_stage
 from hftransfer.training.memory import OutOfMemory
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
@@ -55,6 +56,7 @@ class StageRun:
     peak_rates: list[float]
     inputs: StageInputs
     log: RunLog
+    graphs: Graphs | None = None
 
 
 @dataclass
@@ -207,6 +209,7 @@ class Training:
                 for note in filter(None, (speed_note if current is self.stages[0] else "", inputs.note)):
                     log.say(note)
                 now = StageRun(current, model, optimizer, peak_rates, inputs, log)
+                now = replace(now, graphs=graphs_of_stage(self, now))
                 try:
                     # A head is fitted in full precision.
                     fits = current.stage.objective == "fit"
@@ -263,7 +266,8 @@ class Training:
             seed = self.recipe.seed
             arguments = (self.accelerator, now.model, now.optimizer, objective, inputs, rows, optim)
             fits = self._stepped or memory.all_fit(self.accelerator, now.model, self.task, inputs, rows, size, seed)
-            make = partial(training_step, *arguments, seed=seed, step=step, retention=self.retention)
+            held: dict[str, Any] = {"retention": self.retention, "graphs": now.graphs}
+            make = partial(training_step, *arguments, seed=seed, step=step, **held)
             result = memory.attempt(make) if fits else None
             if result is not None:
                 self._stepped = True

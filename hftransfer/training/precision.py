@@ -74,6 +74,7 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
         TrainingError: If fewer processes run than the launcher was asked for, or a tracker is unknown.
     """
     from accelerate import Accelerator
+    from accelerate.utils import TorchDynamoPlugin
 
     check_carbon(recipe.trackers)
     trackers = other_trackers(recipe.trackers)
@@ -87,7 +88,6 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
             project_dir=recipe.output_dir if trackers else None,
             # Without this a launcher that was told of several processes starts them and joins none on a CPU.
             cpu=not torch.accelerator.is_available(),
-            dynamo_backend="inductor" if recipe.optim.torch_compile else None,
         )
     except ValueError as error:
         raise TrainingError(str(error), fix="look at --trackers and at the launcher's --mixed_precision") from error
@@ -100,6 +100,9 @@ def build_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
             f"{expected} processes were asked for and {accelerator.num_processes} run",
             fix="on CPU launch with `torchrun --nproc_per_node 2` or `accelerate launch --multi_gpu --num_processes 2`",
         )
+    # Accelerate keeps what the first Accelerator of a process was told; the next run may want something else.
+    backend = "inductor" if recipe.optim.torch_compile else None
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=backend)
     plural = "es" if accelerator.num_processes > 1 else ""
     processes = f"{accelerator.num_processes} process{plural}"
     if accelerator.num_processes > 1:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,11 +22,13 @@ from hftransfer.caching.states import Inputs
 from hftransfer.data.batching import micro_batches, rank_slice, training_batches
 from hftransfer.tasks.base import Features
 from hftransfer.training.distributed import whole_tensor
+from hftransfer.training.graphs import run_once
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from hftransfer.training.graphs import Graphs
     from hftransfer.training.retention import Retention
     from hftransfer.training_settings import OptimSection
 
@@ -131,6 +134,7 @@ def training_step(
     seed: int,
     step: int,
     retention: Retention | None = None,
+    graphs: Graphs | None = None,
 ) -> StepResult:
     """Forward, backward and update on one global batch.
 
@@ -145,6 +149,7 @@ def training_step(
         seed: The recipe's seed.
         step: The global step.
         retention: Holds pretrained weights near their values.
+        graphs: Runs the micro-batches; gradients then stay in their places.
 
     Returns:
         Loss and stop, the same on every rank.
@@ -157,26 +162,25 @@ def training_step(
     drawn = step_seed(seed, step, 0, 0)
     weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
-    largest = -(-len(rows) // world_size)
-    num_micro_steps, losses = -(-largest // optim.per_device_train_batch_size), []
+    run, losses = _runner(accelerator, model, objective, inputs, graphs), []
+    num_micro_steps = -(-len(rows) // (world_size * optim.per_device_train_batch_size))
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
         for micro_step in range(num_micro_steps):
             # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
             chosen, share = (pieces[micro_step], 1.0 / weight) if micro_step < len(pieces) else (rows[:1], 0.0)
-            batch = inputs.collate(chosen, drawn)
-            torch.manual_seed(step_seed(seed, step, micro_step, rank))
+            batch, dropout_seed = inputs.collate(chosen, drawn), step_seed(seed, step, micro_step, rank)
             with contextlib.nullcontext() if micro_step == num_micro_steps - 1 else accelerator.no_sync(model):
-                losses.append(_backward(accelerator, model, objective, inputs, batch, share))
+                losses.append(run(batch, share, dropout_seed) * share)
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
-    result, norm_value = _agree(accelerator, losses, norm)
-    if not (math.isfinite(result.loss) and math.isfinite(norm_value)):
-        optimizer.zero_grad()
+    result, is_finite = _agree(accelerator, losses, norm)
+    if is_finite:
+        optimizer.step()
+        if retention is not None:
+            retention.pull(optimizer)
+    optimizer.zero_grad(set_to_none=graphs is None)
+    if not is_finite:
         raise _not_finite(accelerator, result.loss, losses, pieces, rows)
-    optimizer.step()
-    if retention is not None:
-        retention.pull(optimizer)
-    optimizer.zero_grad()
     return result
 
 
@@ -185,19 +189,30 @@ def _backward(
     model: nn.Module,
     objective: Objective,
     inputs: Inputs,
-    batch: dict[str, torch.Tensor],
-    share: float,
+    batch: Mapping[str, torch.Tensor],
+    share: float | torch.Tensor,
 ) -> torch.Tensor:
-    """Add the gradient of a micro-batch's loss times its share; returns that loss."""
-    batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-    loss = objective.loss(inputs.run(model, batch), batch) * share
+    """Add the gradient of a micro-batch's loss times its share; returns the loss."""
+    loss = objective.loss(inputs.run(model, batch), batch)
     # DDP averages gradients over ranks; the loss is a sum over them.
-    accelerator.backward(loss * accelerator.num_processes)
+    accelerator.backward(loss * share * accelerator.num_processes)
     return loss.detach()
 
 
-def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, float]:
-    """Loss, norm of the gradient and whether to stop, the same on all ranks: one reduction, and one wait for a GPU.
+def _runner(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, inputs: Inputs, graphs: Graphs | None
+) -> Callable[[Mapping[str, torch.Tensor], float, int], torch.Tensor]:
+    """What runs a micro-batch, given its share of the loss and the seed of dropout, and returns its loss."""
+    run_pass = partial(_backward, accelerator, model, objective, inputs)
+    if graphs is not None:
+        return partial(graphs.run, run_pass)
+    return partial(run_once, run_pass, device=accelerator.device)
+
+
+def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, bool]:
+    """Loss, whether to stop, and whether loss and gradient are finite: the same on all ranks.
+
+    It takes one reduction, and one wait for a GPU.
 
     The wait comes before the update, so that a gradient that is no number never reaches the weights.
     """
@@ -212,7 +227,7 @@ def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) 
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, "sum")
     loss, norm_value, stop = values.tolist()
-    return StepResult(loss, stop > 0), norm_value
+    return StepResult(loss, stop > 0), math.isfinite(loss) and math.isfinite(norm_value)
 
 
 def _not_finite(

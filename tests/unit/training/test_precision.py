@@ -42,6 +42,16 @@ def test_the_run_says_device_processes_and_precision(monkeypatch):
     assert "1 process, mixed precision no (from the launcher)" in line
 
 
+def test_whether_a_model_is_compiled_is_up_to_each_run_of_a_process(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    found = []
+    for compiled in (False, True, False):
+        recipe = Recipe(checkpoint="x", optim={"torch_compile": compiled})
+        accelerator, _ = precision.build_accelerator(recipe)
+        found.append(str(accelerator.state.dynamo_plugin.backend.value))
+    assert found == ["NO", "INDUCTOR", "NO"]
+
+
 def test_fewer_processes_than_asked_for_are_refused(monkeypatch):
     from accelerate import Accelerator
 

@@ -32,8 +32,8 @@ class Recorder:
             if parameter.grad is not None
         }
 
-    def zero_grad(self):
-        self.model.zero_grad()
+    def zero_grad(self, set_to_none=True):
+        self.model.zero_grad(set_to_none)
 
 
 def a_task(**settings):
