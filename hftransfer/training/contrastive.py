@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
     from hftransfer.recipe import Recipe
 
-TEMPERATURE = 0.1
-"""What cosines are divided by: that of the paper's experiments."""
-
 # Separate streams of random numbers for one seed.
 _ORDER, _POSITIVES, _NEGATIVES = 11, 12, 13
 
@@ -114,29 +111,29 @@ class PairBatches:
         return np.asarray(found, np.int64)
 
 
-def contrastive_loss(embeddings_BD: Tensor, labels_B: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Supervised contrastive loss, the mean over the texts that have another of their class in the batch.
+def contrastive_loss(embeddings_BD: Tensor, labels_B: Tensor) -> Tensor:
+    """Squared errors of the cosines of all pairs of a batch, which should be 1 within a class and 0 across classes.
 
-    Equation 2 of Khosla et al. 2020 (arXiv:2004.11362): of each text the mean, over the others of its class, of the
-    cross-entropy of picking that one among all other texts by their cosine / temperature.
+    The loss of SetFit (Tunstall et al. 2022, arXiv:2209.11055, section 3), over every pair of the batch in the place of
+    drawn ones; as there, pairs within classes weigh as much as pairs across: the mean of (1 - cosine)^2 over the former
+    plus the mean of cosine^2 over the latter.
 
     Args:
         embeddings_BD: Of the texts of a batch; their lengths do not matter.
         labels_B: Their classes.
-        temperature: What the cosines are divided by.
 
     Returns:
-        A scalar; 0 where no two texts share a class.
+        A scalar; a kind of which there is no pair adds nothing.
     """
     unit_BD = functional.normalize(embeddings_BD.float(), dim=-1)
+    cosine_BB = unit_BD @ unit_BD.mT
+    same_BB = labels_B[:, None] == labels_B[None, :]
     itself_BB = torch.eye(len(unit_BD), dtype=torch.bool, device=unit_BD.device)
-    logits_BB = (unit_BD @ unit_BD.mT / temperature).masked_fill(itself_BB, -torch.inf)
-    same_BB = (labels_B[:, None] == labels_B[None, :]) & ~itself_BB
-    # Where nothing is picked the logarithm is infinite, and must not be multiplied by zero.
-    log_share_BB = logits_BB.log_softmax(-1).masked_fill(~same_BB, 0.0)
-    count_B = same_BB.sum(-1)
-    loss_B = -log_share_BB.sum(-1) / count_B.clamp_min(1)
-    return loss_B.sum() / (count_B > 0).sum().clamp_min(1)
+    within, across = (
+        (error_BB.square() * pairs_BB).sum() / pairs_BB.sum().clamp_min(1)
+        for error_BB, pairs_BB in ((1 - cosine_BB, same_BB & ~itself_BB), (cosine_BB, ~same_BB))
+    )
+    return within + across
 
 
 class PairInputs(PlainInputs):
