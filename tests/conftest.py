@@ -5,7 +5,6 @@ The environment is set at import, before any test module can import a library th
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import shutil
@@ -38,12 +37,6 @@ for variable in (
     "HF_MODULES_CACHE",
 ):
     os.environ.pop(variable, None)
-
-
-def pytest_collection_finish() -> None:
-    """Leave what the imported libraries hold out of garbage collection, which every training asks for at its end."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

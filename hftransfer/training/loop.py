@@ -164,7 +164,8 @@ class Training:
             Interrupted: If a signal asked the run to end; its state is saved.
             TrainingError: If loss or gradient is no finite number any more, or memory or disk is used up.
         """
-        with RunLog(self.accelerator, self.recipe, self.folder, self.total_steps) as log, interruption.held():
+        log = RunLog(self.accelerator, self.recipe, self.folder, self.total_steps)
+        with log, interruption.held(), memory.quick_collections():
             try:
                 self.saving.started = time.perf_counter()
                 if self.recipe.resume != "never":

@@ -1,8 +1,13 @@
-"""Out of memory: how many rows a process runs at once is halved before the first step; the global batch stays."""
+"""Out of memory: how many rows a process runs at once is halved before the first step; the global batch stays.
+
+And what garbage collection need not look at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,3 +80,20 @@ def all_fit(
     model.zero_grad()
     flag = torch.tensor(float(failed), device=accelerator.device)
     return float(accelerator.reduce(flag, "sum")) == 0.0
+
+
+@contextlib.contextmanager
+def quick_collections() -> Iterator[None]:
+    """Leave what is there already out of garbage collection for as long as the context lasts.
+
+    Accelerate asks for a collection at the end of every stage, which would go through all that the imported libraries
+    hold. Where somebody has frozen objects before, nothing changes: they would not expect them to thaw.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import pytest
 import torch
 
+from hftransfer.training import memory
 from hftransfer.training.memory import attempt
 from hftransfer.training.steps import StepResult
 
@@ -41,3 +43,27 @@ def test_other_errors_are_raised() -> None:
 
     with pytest.raises(RuntimeError, match="size mismatch"):
         attempt(step)
+
+
+def test_a_training_leaves_garbage_collection_as_it_was():
+    assert gc.get_freeze_count() == 0
+    with memory.quick_collections():
+        assert gc.get_freeze_count() > 0
+        # As when a model is trained inside a training that is frozen already.
+        with memory.quick_collections():
+            pass
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_of_a_training_are_collected_within_it():
+    class Cycle:
+        pass
+
+    with memory.quick_collections():
+        one = Cycle()
+        one.itself = one
+        gone = weakref.ref(one)
+        del one
+        gc.collect()
+        assert gone() is None
