@@ -55,9 +55,10 @@ class RunLog:
             self.accelerator.end_training()
 
     def say(self, line: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar, at once: what goes to standard error must not overtake it in a file."""
         if self.accelerator.is_main_process:
             self.bar.write(line)
+            sys.stdout.flush()
 
     def rewind(self, step: int) -> None:
         """Drop the records after a step that the training goes back to, and a line that a kill cut short."""
