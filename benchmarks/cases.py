@@ -314,6 +314,7 @@ STARTUP = Case(
 # Batches in random order: where launching kernels takes longer than they run, padding costs nothing.
 BF16 = {**BEST, "precision": "bf16"}
 BF16_NAME = f"Trainer, bf16, batch {BATCH}"
+UNTUNED = "The Trainer's batches come in random order; no other of its settings was tried."
 GPU_FEATURES = Case(
     "gpu_features",
     "Feature extraction, 10 epochs",
@@ -323,7 +324,7 @@ GPU_FEATURES = Case(
     ),
     (Comparison(BF16_NAME, target=20),),
     gpu=True,
-    notes=FEATURES.notes[:3],
+    notes=(*FEATURES.notes[:3], UNTUNED),
 )
 GPU_FULL = Case(
     "gpu_full",
@@ -334,7 +335,7 @@ GPU_FULL = Case(
     ),
     (Comparison(BF16_NAME, target=1.5),),
     gpu=True,
-    notes=(RATES, "Random weights: the accuracies say nothing but that both sides train."),
+    notes=(RATES, UNTUNED, "Random weights: the accuracies say nothing but that both sides train."),
 )
 GPU_LORA = Case(
     "gpu_lora",
@@ -345,7 +346,7 @@ GPU_LORA = Case(
     ),
     (Comparison("PEFT + " + BF16_NAME),),
     gpu=True,
-    notes=(RATES, "Pooler and classifier learn whole on both sides.", "Random weights, as above."),
+    notes=(RATES, UNTUNED, "Pooler and classifier learn whole on both sides.", "Random weights, as above."),
 )
 GPU_PEAK = Case(
     "gpu_peak",

@@ -71,8 +71,8 @@ def document(results: Sequence[Result]) -> str:
         _runs(results),
         TIMED,
         READING,
-        f"## Targets\n\n{_summary(results)}",
-        f"## Targets on a GPU\n\n{_gpu_summary(results)}",
+        f"## Targets\n\n{_summary(results, gpu=False)}",
+        f"## Targets on a GPU\n\n{_summary(results, gpu=True)}",
         *(_section(result) for result in results),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -113,31 +113,17 @@ def _machine(result: Result) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _summary(results: Sequence[Result]) -> str:
-    """One row per comparison of the CPU's cases."""
+def _summary(results: Sequence[Result], *, gpu: bool) -> str:
+    """One row per comparison of the cases for a machine with a GPU, or of those for one without."""
     rows = [HEADING, RULE]
-    for case in (case for case in CASES.values() if not case.gpu):
-        result = next((one for one in results if one["case"] == case.name and not one["machine"]["gpu"]), None)
-        if result is None:
-            rows += [_row(case, _versus(one), _target(one), None) for one in case.comparisons]
-        elif case.series:
+    for case in (case for case in CASES.values() if case.gpu is gpu):
+        result = next((r for r in results if r["case"] == case.name and bool(r["machine"]["gpu"]) is gpu), None)
+        if result is not None and case.series:
             goals = zip(SERIES_GOALS.items(), judge_series(result), strict=True)
             rows += [_row(case, what, goal, outcome) for (what, goal), outcome in goals]
-        else:
-            rows += [_row(case, _versus(one), _target(one), judge(result, one)) for one in case.comparisons]
-    return "\n".join(rows)
-
-
-def _gpu_summary(results: Sequence[Result]) -> str:
-    """Likewise for the cases that need a GPU."""
-    rows = [HEADING, RULE]
-    for case in (case for case in CASES.values() if case.gpu):
-        result = next((one for one in results if one["case"] == case.name and one["machine"]["gpu"]), None)
-        outcomes = [None if result is None else judge(result, one) for one in case.comparisons]
-        rows += [
-            _row(case, _versus(one), _target(one), outcome)
-            for one, outcome in zip(case.comparisons, outcomes, strict=True)
-        ]
+            continue
+        for one in case.comparisons:
+            rows.append(_row(case, _versus(one), _target(one), None if result is None else judge(result, one)))
     return "\n".join(rows)
 
 

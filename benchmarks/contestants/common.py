@@ -77,8 +77,8 @@ def report(spec: Spec, seconds: float, **fields: Any) -> None:
         "seconds": seconds,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        # Kibibytes on Linux.
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None,
+        # Kibibytes on Linux.
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "versions": versions(),
         **fields,

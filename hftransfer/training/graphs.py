@@ -3,7 +3,8 @@
 On a GPU a small batch takes as long as Python needs to launch its thousands of kernels. A CUDA graph is recorded once
 for each shape of a batch and then replayed, from the same places in memory: inputs are copied there, gradients add up
 there. Batches are padded to few lengths, whether they are replayed or not, and dropout draws from the same seed either
-way: a run that is resumed, and records its graphs later, gets the same numbers.
+way: a run that is resumed, and records its graphs later, gets the same numbers, as far as the GPU's kernels repeat
+theirs.
 
 Shape legend: B rows of a batch, T tokens.
 """

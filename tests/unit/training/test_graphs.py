@@ -52,7 +52,7 @@ def inputs_of(lengths):
     return task, PlainInputs(task, tokenize(tiny_tokenizer("bert"), texts, None, 64, LABELS[: len(lengths)]))
 
 
-def steps(graphs_of, dropout=0.1, micro_batch=4, count=6):
+def steps(graphs_of, dropout=0.1, count=6):
     """Losses and final weights of some steps on the same eight texts."""
     task, inputs = inputs_of([2, 3, 4, 5, 6, 7, 8, 9])
     torch.manual_seed(0)
