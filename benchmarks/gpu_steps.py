@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_steps --checkpoint DIR --data DIR [--lengths 32 128 512] [--modes MODE ...]
 
-Prints a Markdown table: the median time from step to step with its quartiles, by length of the texts, and the most
-memory that torch has had allocated. The model has random weights in the size of BERT-base; DIR gives the tokenizer.
+Prints a Markdown table: the median time of a step with its quartiles, by length of the texts, and the most memory that
+torch has had allocated. A time is the mean of ten steps, behind which the run waits for the GPU. The model has random
+weights in the size of BERT-base; DIR gives the tokenizer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from hftransfer.training.graphs import SWITCH
 
 BATCH = 32
 BATCHES = {"per_device_train_batch_size": BATCH}
-# Steps that are passed over (recording a graph and compiling fall into them), and steps that are timed.
-WARM_UP, TIMED = 6, 24
+# A run waits for its GPU behind so many steps: what lies between is timed as a whole. In the first of these windows
+# graphs are recorded and models compiled; it is passed over.
+WINDOW = loop.LOG_EVERY
+TIMES = 5
 GRAPHS, COMPILED = "graphs", "compiled"
 MODES = {"kernels": "kernel by kernel", GRAPHS: "CUDA graphs", COMPILED: "torch.compile"}
 
@@ -44,17 +48,17 @@ class Clock:
         self.step, self.begun = loop.training_step, []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; each ends with a wait for the GPU."""
+        """One step."""
         self.begun.append(time.perf_counter())
         return self.step(*args, **kwargs)
 
 
 def measure(checkpoint: str, rows: Dataset, length: int, mode: str) -> dict[str, Any]:
-    """The times from step to step in milliseconds, the memory in MiB, and how long the warm-up took in seconds."""
+    """The times of a step in milliseconds, the memory in MiB, and how long the first window took in seconds."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    os.environ[SWITCH] = str(int(mode == GRAPHS))
+    os.environ[SWITCH] = str(int(mode in (GRAPHS, COMPILED)))
     clock = loop.training_step = Clock()  # type: ignore[assignment]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -62,17 +66,17 @@ def measure(checkpoint: str, rows: Dataset, length: int, mode: str) -> dict[str,
                 checkpoint=checkpoint,
                 data={"max_length": length},
                 strategy={"type": "full_fine_tuning"},
-                optim={"max_steps": WARM_UP + TIMED + 1, "torch_compile": mode == COMPILED, **BATCHES},
+                optim={"max_steps": WINDOW * (TIMES + 1) + 1, "torch_compile": mode == COMPILED, **BATCHES},
                 evaluation={"every": 10**9, "keep": "last", "calibration": "none"},
                 output_dir=f"{folder}/run",
             )
             finetune(recipe, train=rows, validation=rows.select(range(8)))
     finally:
         loop.training_step = clock.step
-    begun = clock.begun
-    times = [1000 * (after - before) for before, after in zip(begun[WARM_UP:], begun[WARM_UP + 1 :], strict=False)]
+    begun = clock.begun[::WINDOW]
+    times = [1000 * (after - before) / WINDOW for before, after in pairwise(begun[1:])]
     memory = torch.cuda.max_memory_allocated() / 2**20
-    return {"times": times[:TIMED], "memory": memory, "warm_up": begun[WARM_UP] - begun[0]}
+    return {"times": times, "memory": memory, "warm_up": begun[1] - begun[0]}
 
 
 def main() -> None:
@@ -110,9 +114,9 @@ def main() -> None:
                     f"| {operations / (median / 1000) / peak:.0%} | {max(one['memory'] for one in results):,.0f} MiB "
                     f"| {results[0]['warm_up']:.1f} |"
                 )
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {2 * TIMED} steps of {BATCH} texts")
-    print(f"each; best matrix products {peak / 1e12:.0f} Tflop/s\n")
-    print("| tokens | a step runs | ms | quartiles | share of the peak | GPU memory | first steps, s |")
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {2 * TIMES * WINDOW} steps of {BATCH}")
+    print(f"texts each; best matrix products {peak / 1e12:.0f} Tflop/s\n")
+    print(f"| tokens | a step runs | ms | quartiles | share of the peak | GPU memory | first {WINDOW} steps, s |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(lines))
 

@@ -105,6 +105,7 @@ def tiny_run(
     if isinstance(strategy, str):
         strategy = {"type": strategy, **STRATEGIES[strategy]}
     optim = {"max_steps": steps, "learning_rate": 0.02, "per_device_train_batch_size": 4, "warmup_ratio": 0.0}
+    optim |= more.pop("optim", {})
     recipe = Recipe(
         checkpoint=str(checkpoint),
         task={"type": task, **task_settings, **(settings or {})},

@@ -162,6 +162,18 @@ class CachedInputs:
         """Vectors per row, (N,)."""
         return self.fed.lengths_N
 
+    def whole_batch(self, most_bytes: int) -> dict[str, torch.Tensor] | None:
+        """The batch of all rows, if each of them is one stored vector and it has at most so many bytes of states.
+
+        `table[name][rows]` is then what `collate(rows)` has. None where a task draws something for every batch.
+        """
+        rows = np.arange(len(self.features))
+        small = len(rows) * self.states.width * torch.float32.itemsize <= most_bytes
+        draws = type(self.task).collate is not Task.collate
+        if self.replay.tap.head_input == "tokens" or draws or not small or not self.states.found_N.all():
+            return None
+        return {**self.task.collate(self.fed, rows), STATES: self.states.gather(rows, self.compute)}
+
     def collate(self, rows: Rows, seed: int | None = None) -> dict[str, torch.Tensor]:
         """The padded batch with its states."""
         found = int(self.states.found_N[rows].sum())

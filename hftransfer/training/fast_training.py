@@ -24,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.training import kernels
+from hftransfer.training.padding import masks_by_padding, uses_sdpa
 
 ATTENTION = "hftransfer_cpu"
 
@@ -37,7 +38,7 @@ _USUAL_TRIM, _USUAL_MMAP = 64 << 20, 32 << 20
 
 @contextlib.contextmanager
 def fast_training(model: nn.Module, device_type: str, *, compiled: bool = False) -> Iterator[str]:
-    """Train faster on a CPU for as long as the context lasts. On other devices nothing changes.
+    """Train faster for as long as the context lasts: by kernels of our own on a CPU, by known padding on a GPU.
 
     Args:
         model: The transformers or PEFT model, before it is wrapped.
@@ -45,8 +46,12 @@ def fast_training(model: nn.Module, device_type: str, *, compiled: bool = False)
         compiled: Whether it runs through torch.compile, which makes kernels of its own.
 
     Yields:
-        One line that says what was done, "" if nothing was.
+        One line that says what was done on a CPU, "" if nothing was.
     """
+    if device_type == "cuda":
+        with masks_by_padding(transformers_model(model)):
+            yield ""
+        return
     if device_type != "cpu" or compiled:
         yield ""
         return
@@ -162,10 +167,9 @@ def fast_attention(model: PreTrainedModel) -> Iterator[bool]:
     """Let a model that runs sdpa use the faster kernel for its gradient.
 
     Yields:
-        Whether it does. A model that runs another attention keeps it: its family has no choice, or its user chose.
+        Whether it does.
     """
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    if any(module.config._attn_implementation != "sdpa" for module in inner):
+    if not uses_sdpa(model):
         yield False
         return
     AttentionInterface.register(ATTENTION, attention_forward)

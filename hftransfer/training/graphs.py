@@ -6,7 +6,7 @@ there. Batches are padded to few lengths, whether they are replayed or not, and 
 way: a run that is resumed, and records its graphs later, gets the same numbers, as far as the GPU's kernels repeat
 theirs.
 
-Shape legend: B rows of a batch, T tokens.
+Shape legend: N rows, B rows of a batch, T tokens.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
-from hftransfer.caching.states import STATES, Inputs, model_inputs
+from hftransfer.caching.states import STATES, CachedInputs, Inputs, model_inputs
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import IGNORED, PLACES, Ragged
+from hftransfer.training.padding import known_padding, without_padding
 
 if TYPE_CHECKING:
-    from hftransfer.training.loop import StageRun, Training
+    from hftransfer.training.loop import Training
+    from hftransfer.training.stage_run import StageRun
 
 Batch = Mapping[str, torch.Tensor]
 Pass = Callable[[Batch, "float | torch.Tensor"], torch.Tensor]
@@ -38,6 +42,10 @@ SWITCH = "HFTRANSFER_CUDA_GRAPHS"
 """Environment variable: 0 runs everything kernel by kernel, such as to look for a fault."""
 # What the loss of a replayed pass may differ by from that of the pass that it repeats, relative to 1 + loss.
 TOLERANCE = 1e-3
+# Up to this size the rows of a split lie on the GPU, where each of them is one vector.
+TABLE_BYTES = 256 << 20
+ROWS = "rows"
+"""Name of the numbers of rows in a batch that is looked up on the GPU."""
 
 
 class Recorded(Protocol):
@@ -54,12 +62,14 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self.broken = False
+        """Whether a recording has failed: what was recorded before is of no use then."""
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[Recorded, torch.Tensor]:
         """The recorded pass, and the tensor in which it leaves its loss.
 
         Raises:
-            RuntimeError: If it cannot be recorded; graphs that were recorded before are of no use then.
+            RuntimeError: If it cannot be recorded.
         """
         graph, generator = torch.cuda.CUDAGraph(), _generator(self._device)
         before = generator.clone_state()
@@ -69,6 +79,7 @@ class Recorder:
         except RuntimeError:
             # A recording that breaks off leaves the generator believing that it goes on; the copy knows of none.
             generator.graphsafe_set_state(before)
+            self.broken = True
             raise
         self._pool = graph.pool()
         return graph, loss
@@ -93,7 +104,7 @@ class _Graph:
         for name, place in self.inputs.items():
             place.copy_(pinned(batch[name], place.device), non_blocking=True)
         self.share.fill_(share)
-        torch.manual_seed(seed)
+        seed_dropout(self.share.device, seed)
         self.recorded.replay()
         return self.loss
 
@@ -122,22 +133,36 @@ class Graphs:
         self.inputs, self.device, self.say = inputs, device, say
         self.pad_values = {**pad_values, "labels": IGNORED, PLACES: -1}
         self.recorder = recorder or Recorder(device)
+        self.table = _table(inputs, device)
         self.replayed = 0
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._trouble = ""
 
+    def collate(self, rows: NDArray[np.int64], seed: int) -> Batch:
+        """The batch of these rows on the CPU; their numbers alone where the split lies on the device."""
+        if self.table is None:
+            return self.inputs.collate(rows, seed)
+        assert isinstance(self.inputs, CachedInputs)
+        self.inputs.served += len(rows)
+        return {ROWS: torch.from_numpy(rows)}
+
     def run(self, run_pass: Pass, batch: Batch, share: float, seed: int) -> torch.Tensor:
-        """Run a batch from the CPU with dropout from a seed, and return its loss, which stays until the next one."""
+        """Run a batch from `collate` with dropout from a seed, and return its loss, which stays until the next one."""
         batch = self.widened(batch)
-        shape = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(batch.items()))
-        if shape in self._graphs:
+        whole = without_padding(batch)
+        shape = (whole, *((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(batch.items())))
+        found = None if self.recorder.broken else self._graphs.get(shape)
+        if found is not None:
             self.replayed += 1
-            return self._graphs[shape].run(batch, share, seed)
-        loss = run_once(run_pass, batch, share, seed, device=self.device)
-        if shape in self._seen and not self._trouble and len(self._graphs) < MOST_GRAPHS:
+            return found.run(batch, share, seed)
+        looked_up = run_pass if self.table is None else _looking_up(run_pass, self.table)
+        loss = run_once(looked_up, batch, share, seed, device=self.device)
+        works = not self._trouble and not self.recorder.broken
+        if shape in self._seen and works and len(self._graphs) < MOST_GRAPHS:
             # Recorded only now: a shape that never comes again, such as that of the last batch, is not worth it.
-            graph = self._record(run_pass, to_device(batch, self.device))
+            with known_padding(whole):
+                graph = self._record(looked_up, to_device(batch, self.device))
             if graph is not None and self._repeats(graph, batch, seed, loss):
                 self._graphs[shape] = graph
         self._seen.add(shape)
@@ -150,7 +175,7 @@ class Graphs:
             recorded, loss = self.recorder.record(lambda: run_pass(inputs, share))
         except RuntimeError as error:
             # A model or a loss that waits for the GPU, or no memory left: the run goes on kernel by kernel.
-            self._give_up(str(error).strip().partition("\n")[0])
+            self._give_up(reason_of(error))
             return None
         return _Graph(recorded, inputs, share, loss)
 
@@ -172,7 +197,7 @@ class Graphs:
     def widened(self, batch: Batch) -> dict[str, torch.Tensor]:
         """A batch padded to one of few lengths."""
         # Where a head reads one vector, texts have one token: that is one length already.
-        if batch["attention_mask"].shape[1] == 1:
+        if ROWS in batch or batch["attention_mask"].shape[1] == 1:
             return dict(batch)
         padded = {*model_inputs(batch), PLACES, STATES}
         if isinstance(self.inputs.features.labels, Ragged):
@@ -186,10 +211,49 @@ class Graphs:
         return found
 
 
+def _table(inputs: Inputs, device: torch.device) -> dict[str, torch.Tensor] | None:
+    """A whole split on a device, (N, ...) each: one whose rows are single vectors, and which is small; else None."""
+    batch = inputs.whole_batch(TABLE_BYTES) if isinstance(inputs, CachedInputs) else None
+    return None if batch is None else {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _looking_up(run_pass: Pass, table: Batch) -> Pass:
+    """The pass over rows that are looked up in a table."""
+
+    def run(batch: Batch, share: float | torch.Tensor) -> torch.Tensor:
+        return run_pass({name: tensor.index_select(0, batch[ROWS]) for name, tensor in table.items()}, share)
+
+    return run
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
+
+
+def switched_off() -> bool:
+    """Whether the user wants everything kernel by kernel."""
+    return os.environ.get(SWITCH) == "0"
+
+
 def run_once(run_pass: Pass, batch: Batch, share: float, seed: int, *, device: torch.device) -> torch.Tensor:
     """Run a batch from the CPU with dropout from a seed, kernel by kernel, and return its loss."""
-    torch.manual_seed(seed)
-    return run_pass(to_device(batch, device), share)
+    seed_dropout(device, seed)
+    with known_padding(without_padding(batch)):
+        return run_pass(to_device(batch, device), share)
+
+
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Seed what a pass draws from: what `torch.manual_seed` does, without the devices that it does not run on.
+
+    That would format the stack for each kind of device that is not there, which takes as long as a small step.
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        _generator(device).manual_seed(seed)
 
 
 def rounded_up(length: int) -> int:
@@ -216,9 +280,9 @@ def why_not(training: Training) -> str:
     recipe, accelerator = training.recipe, training.accelerator
     config = transformers_model(training.model).config.to_dict()
     reasons = {
-        f"${SWITCH} is 0": os.environ.get(SWITCH) == "0",
+        f"${SWITCH} is 0": switched_off(),
         "the processes exchange gradients": accelerator.num_processes > 1,
-        "the model is compiled": recipe.optim.torch_compile,
+        "a compiled model drops other values when it is recorded": recipe.optim.torch_compile,
         "activations are recomputed": recipe.optim.gradient_checkpointing,
         "gradients of fp16 are scaled": accelerator.scaler is not None,
         "mixout changes where the weights lie": recipe.optim.retain == "mixout",

@@ -23,6 +23,7 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 from hftransfer.strategies.param_groups import decays
 from hftransfer.tasks.base import CELLS, ROW_WEIGHTS, Features, Task
+from hftransfer.training.graphs import seed_dropout
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.steps import EpochBatches, step_seed
 
@@ -160,7 +161,7 @@ class Heads:
         most = max(map(len, rows))
         padded_SB = np.stack([np.pad(one, (0, most - len(one)), mode="edge") for one in rows])
         weights = {name: tensor.requires_grad_() for name, tensor in self.weights.items()}
-        torch.manual_seed(step_seed(self.settings[0].seed, step, 0, 0))
+        seed_dropout(self.states_ND.device, step_seed(self.settings[0].seed, step, 0, 0))
         self.chain.train()
         logits_SBC = self._run(weights, self.states_ND[torch.from_numpy(padded_SB)])
         losses = []

@@ -30,33 +30,22 @@ from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
 from hftransfer.training.evaluate import predict
 from hftransfer.training.fast_training import fast_training
-from hftransfer.training.graphs import Graphs, graphs_of_stage
+from hftransfer.training.graphs import graphs_of_stage
 from hftransfer.training.memory import OutOfMemory
 from hftransfer.training.saving import Saving
 from hftransfer.training.schedule import StageSteps, rate_factor, split_steps
+from hftransfer.training.stage_run import StageRun
 from hftransfer.training.state import Progress
 from hftransfer.training.steps import EpochBatches, NotFinite, Objective, StepResult, training_step
 from hftransfer.training.streaming import ChunkedBatches, Chunks
 from hftransfer.training.trackers import RunLog
+from hftransfer.training.updates import update_of_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from rich.table import Table
 
 LOG_EVERY = 10
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """What the steps of one stage work with: wrapped model and optimizer, the peak rate of each group, inputs, log."""
-
-    current: StageSteps
-    model: nn.Module
-    optimizer: Any
-    peak_rates: list[float]
-    inputs: StageInputs
-    log: RunLog
-    graphs: Graphs | None = None
 
 
 @dataclass
@@ -211,6 +200,7 @@ class Training:
                     log.say(note)
                 now = StageRun(current, model, optimizer, peak_rates, inputs, log)
                 now = replace(now, graphs=graphs_of_stage(self, now))
+                now = replace(now, update=update_of_stage(self, now))
                 try:
                     # A head is fitted in full precision.
                     fits = current.stage.objective == "fit"
@@ -247,12 +237,36 @@ class Training:
         for step in range(max(current.start, self.progress.step), current.end):
             if self.progress.stopped:
                 break
-            factor = self._rate_factor(current, step)
-            for group, peak in zip(now.optimizer.param_groups, now.peak_rates, strict=True):
-                group["lr"] = peak * factor
-            result = self._step(now, step)
-            self.progress.step = step + 1
-            self._after_step(result, max(now.peak_rates) * factor, now)
+            now.set_rates(self._rate_factor(current, step))
+            try:
+                result = self._step(now, step)
+            except OutOfMemory:
+                self._catch_up(now)
+                raise
+            if now.update is None:
+                self._after_step(result, step, now)
+            elif now.update.is_full or self._is_awaited(step + 1, now):
+                self._catch_up(now)
+
+    def _is_awaited(self, step: int, now: StageRun) -> bool:
+        """Whether what came of the steps before this one is needed before the next may begin."""
+        checkpoint = self.recipe.checkpoint_every is not None and step % self.recipe.checkpoint_every == 0
+        due = self._log_due(step, now) or self._evaluation_due(step, now) or checkpoint
+        return due or step == now.current.end or interruption.requested()
+
+    def _catch_up(self, now: StageRun) -> None:
+        """Read what came of the steps that a GPU has made meanwhile, and do what follows from each."""
+        if now.update is None:
+            return
+        steps = now.update.read()
+        for step, loss, is_finite in steps:
+            if not is_finite:
+                now.set_rates(self._rate_factor(now.current, step))
+                # It updates nothing, and says which rows it was.
+                rows = self.batches[step].tolist()
+                self._step(replace(now, graphs=None, update=None), step)
+                raise NotFinite(f"the loss is {loss} or the gradient is not finite", sorted(rows))
+            self._after_step(StepResult(loss, step == steps[-1][0] and interruption.requested()), step, now)
 
     def _step(self, now: StageRun, step: int) -> StepResult:
         """One step; the first one of a process with as many rows at once as fit into memory."""
@@ -267,7 +281,7 @@ class Training:
             seed = self.recipe.seed
             arguments = (self.accelerator, now.model, now.optimizer, objective, inputs, rows, optim)
             fits = self._stepped or memory.all_fit(self.accelerator, now.model, self.task, inputs, rows, size, seed)
-            held: dict[str, Any] = {"retention": self.retention, "graphs": now.graphs}
+            held: dict[str, Any] = {"retention": self.retention, "graphs": now.graphs, "update": now.update}
             make = partial(training_step, *arguments, seed=seed, step=step, **held)
             result = memory.attempt(make) if fits else None
             if result is not None:
@@ -278,6 +292,8 @@ class Training:
             if self._stepped or whole or (fits and self.accelerator.num_processes > 1):
                 raise OutOfMemory
             now.optimizer.zero_grad()
+            if now.update is not None:
+                now.update.drop()
             self.batching = replace(self.batching, micro_batch=size // 2)
             now.log.event(step, f"out of memory: {size} -> {size // 2} rows at once, {len(rows)} per step as before")
 
@@ -311,17 +327,26 @@ class Training:
         optim = self.recipe.optim
         return rate_factor(optim.lr_scheduler_type, step - current.start, current.steps, optim.warmup_ratio or 0.0)
 
-    def _after_step(self, result: StepResult, rate: float, now: StageRun) -> None:
-        """Log, evaluate and save when it is time."""
-        step, stage = self.progress.step, now.current.stage
-        self.kept.after_step(step)
-        now.log.add_loss(result.loss)
+    def _log_due(self, step: int, now: StageRun) -> bool:
+        """Whether the losses up to a step, counted from 1, are written down behind it."""
         # The means of two objectives have nothing to do with each other.
-        due = step % LOG_EVERY == 0 or (stage.objective == "pairs" and step == now.current.end)
-        now.log.step(step, step / self.batches.per_epoch, rate, stage.name, due=due)
+        return step % LOG_EVERY == 0 or (now.current.stage.objective == "pairs" and step == now.current.end)
+
+    def _evaluation_due(self, step: int, now: StageRun) -> bool:
+        """Whether the validation data are scored behind a step, counted from 1."""
         every = self.recipe.evaluation.every or self.batches.per_epoch
         # As long as pairs are learned from there is no head.
-        self.progress.evaluation_due = stage.objective != "pairs" and (step % every == 0 or step == self.total_steps)
+        return now.current.stage.objective != "pairs" and (step % every == 0 or step == self.total_steps)
+
+    def _after_step(self, result: StepResult, begun: int, now: StageRun) -> None:
+        """Log, evaluate and save when it is time."""
+        step = self.progress.step = begun + 1
+        self.kept.after_step(step)
+        now.log.add_loss(result.loss)
+        rate = max(now.peak_rates) * self._rate_factor(now.current, begun)
+        epoch, due = step / self.batches.per_epoch, self._log_due(step, now)
+        now.log.step(step, epoch, rate, now.current.stage.name, due=due)
+        self.progress.evaluation_due = self._evaluation_due(step, now)
         if result.stop:
             raise Interrupted
         if self.progress.evaluation_due:

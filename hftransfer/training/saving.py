@@ -160,7 +160,7 @@ class Saving:
             return endings.interrupted(saved)
         if isinstance(reason, NotFinite):
             examples = self._example_numbers(reason.rows)
-            rate = max(group["lr"] for group in optimizer.param_groups)
+            rate = max(float(group["lr"]) for group in optimizer.param_groups)
             what = endings.diverged(reason, examples, step + 1, rate, self.state.folder, saved)
             log.event(step + 1, what, examples=examples)
             return TrainingError(what, where=str(training.folder), fix=endings.AFTER_DIVERGING)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from hftransfer.training.graphs import Graphs
     from hftransfer.training.retention import Retention
+    from hftransfer.training.updates import Update
     from hftransfer.training_settings import OptimSection
 
 
@@ -56,6 +57,10 @@ class StepResult:
 
     loss: float
     stop: bool
+
+
+AHEAD = StepResult(math.nan, stop=False)
+"""Of a step that a GPU has been given and may not have made yet."""
 
 
 class NotFinite(ArithmeticError):
@@ -135,6 +140,7 @@ def training_step(
     step: int,
     retention: Retention | None = None,
     graphs: Graphs | None = None,
+    update: Update | None = None,
 ) -> StepResult:
     """Forward, backward and update on one global batch.
 
@@ -150,9 +156,10 @@ def training_step(
         step: The global step.
         retention: Holds pretrained weights near their values.
         graphs: Runs the micro-batches; gradients then stay in their places.
+        update: Clips and updates in the place of accelerator and optimizer, and tells later what came of it.
 
     Returns:
-        Loss and stop, the same on every rank.
+        Loss and stop, the same on every rank; `AHEAD` with an update of its own, which does not raise `NotFinite`.
 
     Raises:
         NotFinite: Before the update, on every rank.
@@ -163,14 +170,22 @@ def training_step(
     weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
     run, losses = _runner(accelerator, model, objective, inputs, graphs), []
+    collate = inputs.collate if graphs is None else graphs.collate
     num_micro_steps = -(-len(rows) // (world_size * optim.per_device_train_batch_size))
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
         for micro_step in range(num_micro_steps):
             # A rank without rows left runs one row for nothing: all ranks must take part in the gradient's reduction.
             chosen, share = (pieces[micro_step], 1.0 / weight) if micro_step < len(pieces) else (rows[:1], 0.0)
-            batch, dropout_seed = inputs.collate(chosen, drawn), step_seed(seed, step, micro_step, rank)
+            batch, dropout_seed = collate(chosen, drawn), step_seed(seed, step, micro_step, rank)
             with contextlib.nullcontext() if micro_step == num_micro_steps - 1 else accelerator.no_sync(model):
-                losses.append(run(batch, share, dropout_seed) * share)
+                loss = run(batch, share, dropout_seed)
+            if update is None:
+                losses.append(loss * share)
+            else:
+                update.add(loss, share)
+    if update is not None:
+        update.run(step)
+        return AHEAD
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, is_finite = _agree(accelerator, losses, norm)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from hftransfer.training import graphs
+from hftransfer.errors import TrainingError
+from hftransfer.training import graphs, loop
+from hftransfer.training.updates import Update
 from tests import tiny_models
 from tests.tiny_runs import checkpoint_of, tiny_run
 
@@ -50,6 +53,19 @@ def made(monkeypatch):
     return found
 
 
+@pytest.fixture
+def updates(monkeypatch):
+    """All `Update`s that are made."""
+    found, init = [], Update.__init__
+
+    def noting(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        found.append(self)
+
+    monkeypatch.setattr(Update, "__init__", noting)
+    return found
+
+
 def weights_of(folder):
     """The file with what was trained."""
     whole = folder / "model.safetensors"
@@ -64,12 +80,16 @@ def run(task, strategy, checkpoint, folder, **more):
 
 
 @pytest.mark.parametrize(("task", "strategy"), GRAPHED)
-def test_replayed_steps_are_those_that_are_run(task, strategy, precision, checkpoints, tmp_path, made, monkeypatch):
+def test_replayed_steps_are_those_that_are_run(
+    task, strategy, precision, checkpoints, tmp_path, made, updates, monkeypatch
+):
     checkpoint = checkpoints / "bert"
     losses, weights = run(task, strategy, checkpoint, tmp_path / "replayed")
     assert sum(one.replayed for one in made) > 0
     assert not any(one._trouble for one in made)
+    assert sum(one.replayed for one in updates) > STEPS // 4
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
+    monkeypatch.setattr(loop, "update_of_stage", lambda training, now: None)
     count = sum(one.replayed for one in made)
     plain_losses, plain_weights = run(task, strategy, checkpoint, tmp_path / "run")
     assert sum(one.replayed for one in made) == count
@@ -86,23 +106,48 @@ def test_families_run_as_graphs_or_say_why_not(family, precision, checkpoints, t
 
 
 @pytest.mark.parametrize("task", ["multiple_choice", "seq2seq", "causal_lm", "masked_lm"])
-def test_other_tasks_train_on_a_gpu_without_graphs(task, precision, checkpoints, language_models, tmp_path, made):
+def test_other_tasks_train_on_a_gpu_without_graphs(
+    task, precision, checkpoints, language_models, tmp_path, made, updates
+):
     losses, _ = run(task, "full_fine_tuning", checkpoint_of(task, checkpoints, language_models), tmp_path / "run")
     assert losses
     assert not made
+    assert sum(one.replayed for one in updates) > STEPS // 4
 
 
-def test_they_can_be_switched_off(precision, checkpoints, tmp_path, made, monkeypatch):
+def test_they_can_be_switched_off(precision, checkpoints, tmp_path, made, updates, monkeypatch):
     monkeypatch.setenv(graphs.SWITCH, "0")
     run("text_classification", "lora", checkpoints / "bert", tmp_path / "run")
     assert not made
+    assert not updates
+
+
+def test_a_compiled_model_records_its_updates_alone(precision, checkpoints, tmp_path, made, updates):
+    optim = {"torch_compile": True}
+    losses, _ = run("text_classification", "full_fine_tuning", checkpoints / "bert", tmp_path / "compiled", optim=optim)
+    assert losses
+    assert not made
+    assert updates[0].replayed > STEPS // 4
+
+
+def test_a_step_that_is_not_finite_never_reaches_the_weights(precision, checkpoints, tmp_path, monkeypatch):
+    """What learns is made infinite behind a step, as a kernel that overflows would; the step before is kept."""
+    real = loop.training_step
+
+    def overflowing(accelerator, model, *args, **kwargs):
+        if kwargs["step"] == 8:
+            with torch.no_grad():
+                model.classifier.bias.fill_(math.inf)
+        return real(accelerator, model, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "training_step", overflowing)
+    with pytest.raises(TrainingError, match="at step 9 "):
+        run("text_classification", "full_fine_tuning", checkpoints / "bert", tmp_path / "bad", checkpoint_every=4)
 
 
 def test_a_run_that_is_resumed_gives_the_same_weights(precision, checkpoints, tmp_path, monkeypatch):
     arguments = ("text_classification", "full_fine_tuning", checkpoints / "bert")
     _, whole = run(*arguments, tmp_path / "whole", checkpoint_every=5)
-    from hftransfer.training import loop
-
     real, calls = loop.training_step, []
 
     def dying(*args, **kwargs):

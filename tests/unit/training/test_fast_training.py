@@ -125,11 +125,21 @@ def test_what_is_saved_meanwhile_names_no_kernel(tmp_path: Path):
 def test_other_devices_and_compiled_models_are_left_alone():
     model = tiny_classifier("bert").train()
     before = state_of(model)["attributes"]
-    for arguments, named in ((("cuda",), {}), (("cpu",), {"compiled": True})):
+    for arguments, named in ((("mps",), {}), (("cpu",), {"compiled": True})):
         with fast_training.fast_training(model, *arguments, **named) as line:
             assert line == ""
             assert model.config._attn_implementation == "sdpa"
             assert state_of(model)["attributes"] == before
+
+
+def test_on_a_gpu_masks_follow_what_is_known_of_the_padding_and_nothing_else_changes():
+    model = tiny_classifier("bert").train()
+    before = state_of(model)["attributes"]
+    with fast_training.fast_training(model, "cuda") as line:
+        assert line == ""
+        assert model.config._attn_implementation == "hftransfer_gpu"
+        assert state_of(model)["attributes"] == before
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_an_attention_that_the_user_chose_stays():

@@ -21,29 +21,11 @@ from hftransfer.tasks.tokenization import tokenize
 from hftransfer.training.graphs import Graphs, rounded_up
 from hftransfer.training.steps import training_step
 from hftransfer.training_settings import OptimSection
+from tests.recording import Never, Repeats
 from tests.tiny_models import WORDS, tiny_classifier, tiny_tokenizer
 
 CPU = torch.device("cpu")
 LABELS = np.asarray([0, 1, 2, 2, 2, 0, 2, 1])
-
-
-class Repeats:
-    """Records a pass on a CPU: the pass is run again, into the same tensor. Recording itself computes nothing."""
-
-    def __init__(self, error=None, factor=1.0):
-        self.error, self.factor, self.recorded = error, factor, 0
-
-    def record(self, run):
-        if self.error is not None:
-            raise self.error
-        self.recorded += 1
-        loss, outer = torch.zeros(()), self
-
-        class Pass:
-            def replay(self):
-                loss.copy_(run() * outer.factor)
-
-        return Pass(), loss
 
 
 def inputs_of(lengths):
@@ -76,13 +58,6 @@ def graphs_with(recorder, said=None):
         return Graphs(inputs, task.pad_values, CPU, say, recorder)
 
     return make
-
-
-class Never:
-    """Stands for a recorder whose graphs are never ready."""
-
-    def record(self, run):
-        raise RuntimeError("this cannot be recorded\nand that is why")
 
 
 def test_replayed_steps_give_the_bits_of_passes_that_are_run():
