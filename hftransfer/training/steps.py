@@ -169,7 +169,7 @@ def training_step(
     drawn = step_seed(seed, step, 0, 0)
     weight = objective.weight(inputs.features, rows, drawn)
     pieces = micro_batches(rank_slice(rows, rank, world_size), optim.per_device_train_batch_size)
-    run, losses = _runner(accelerator, model, objective, inputs, graphs), []
+    run, losses = _runner(accelerator, model, objective, inputs, graphs, update), []
     collate = inputs.collate if graphs is None else graphs.collate
     num_micro_steps = -(-len(rows) // (world_size * optim.per_device_train_batch_size))
     with contextlib.nullcontext() if retention is None else retention.mixed(seed, step):
@@ -178,14 +178,26 @@ def training_step(
             chosen, share = (pieces[micro_step], 1.0 / weight) if micro_step < len(pieces) else (rows[:1], 0.0)
             batch, dropout_seed = collate(chosen, drawn), step_seed(seed, step, micro_step, rank)
             with contextlib.nullcontext() if micro_step == num_micro_steps - 1 else accelerator.no_sync(model):
-                loss = run(batch, share, dropout_seed)
-            if update is None:
-                losses.append(loss * share)
-            else:
-                update.add(loss, share)
+                losses.append(run(batch, share, dropout_seed))
     if update is not None:
         update.run(step)
         return AHEAD
+    result, is_finite = _finish(accelerator, model, optimizer, optim, losses, retention)
+    optimizer.zero_grad(set_to_none=graphs is None)
+    if not is_finite:
+        raise _not_finite(accelerator, result.loss, losses, pieces, rows)
+    return result
+
+
+def _finish(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    optim: OptimSection,
+    losses: Sequence[torch.Tensor],
+    retention: Retention | None,
+) -> tuple[StepResult, bool]:
+    """Clip, and update if loss and gradient are finite; the result, and whether they are: the same on all ranks."""
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
     norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     result, is_finite = _agree(accelerator, losses, norm)
@@ -193,10 +205,7 @@ def training_step(
         optimizer.step()
         if retention is not None:
             retention.pull(optimizer)
-    optimizer.zero_grad(set_to_none=graphs is None)
-    if not is_finite:
-        raise _not_finite(accelerator, result.loss, losses, pieces, rows)
-    return result
+    return result, is_finite
 
 
 def _backward(
@@ -215,13 +224,24 @@ def _backward(
 
 
 def _runner(
-    accelerator: Accelerator, model: nn.Module, objective: Objective, inputs: Inputs, graphs: Graphs | None
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    inputs: Inputs,
+    graphs: Graphs | None,
+    update: Update | None,
 ) -> Callable[[Mapping[str, torch.Tensor], float, int], torch.Tensor]:
-    """What runs a micro-batch, given its share of the loss and the seed of dropout, and returns its loss."""
+    """What runs a micro-batch, given its share of the loss and the seed of dropout, and returns its part of the loss."""
     run_pass = partial(_backward, accelerator, model, objective, inputs)
-    if graphs is not None:
-        return partial(graphs.run, run_pass)
-    return partial(run_once, run_pass, device=accelerator.device)
+
+    def run(batch: Mapping[str, torch.Tensor], share: float, seed: int) -> torch.Tensor:
+        if graphs is None:
+            loss = run_once(run_pass, batch, share, seed, device=accelerator.device)
+        else:
+            loss = graphs.run(run_pass, batch, share, seed)
+        return loss * share if update is None else update.add(loss, share)
+
+    return run
 
 
 def _agree(accelerator: Accelerator, losses: Sequence[torch.Tensor], norm: Any) -> tuple[StepResult, bool]:

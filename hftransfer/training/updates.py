@@ -61,9 +61,9 @@ class Update:
         """Set the learning rate of every group."""
         self._rates_G.copy_(pinned(torch.tensor(rates), self._rates_G.device), non_blocking=True)
 
-    def add(self, loss: torch.Tensor, share: float) -> None:
-        """Add a micro-batch's loss times its share to the step's."""
-        self._loss.add_(loss, alpha=share)
+    def add(self, loss: torch.Tensor, share: float) -> torch.Tensor:
+        """Add a micro-batch's loss times its share to the step's, which is returned as far as it is known."""
+        return self._loss.add_(loss, alpha=share)
 
     def run(self, step: int) -> None:
         """Update the weights with the gradients of a step.
