@@ -231,7 +231,7 @@ def _runner(
     graphs: Graphs | None,
     update: Update | None,
 ) -> Callable[[Mapping[str, torch.Tensor], float, int], torch.Tensor]:
-    """What runs a micro-batch, given its share of the loss and the seed of dropout, and returns its part of the loss."""
+    """What runs a micro-batch, given its share of the loss and the seed of dropout; returns its part of the loss."""
     run_pass = partial(_backward, accelerator, model, objective, inputs)
 
     def run(batch: Mapping[str, torch.Tensor], share: float, seed: int) -> torch.Tensor:
