@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.training import kernels
-from hftransfer.training.padding import masks_by_padding, uses_sdpa
+from hftransfer.training.padding import masks_by_padding, other_attention
 
 ATTENTION = "hftransfer_cpu"
 
@@ -162,23 +162,9 @@ def attention_forward(
     return context_BHTD.transpose(1, 2).contiguous(), None
 
 
-@contextlib.contextmanager
-def fast_attention(model: PreTrainedModel) -> Iterator[bool]:
-    """Let a model that runs sdpa use the faster kernel for its gradient.
-
-    Yields:
-        Whether it does.
-    """
-    if not uses_sdpa(model):
-        yield False
-        return
-    AttentionInterface.register(ATTENTION, attention_forward)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield True
-    finally:
-        model.set_attn_implementation("sdpa")
+def fast_attention(model: PreTrainedModel) -> contextlib.AbstractContextManager[bool]:
+    """Let a model that runs sdpa use the faster kernel for its gradient; gives whether it does."""
+    return other_attention(model, ATTENTION, attention_forward, sdpa_mask)
 
 
 def _allocator() -> Any | None:

@@ -46,29 +46,33 @@ def _mask(**options: Any) -> torch.Tensor | None:
     return sdpa_mask(**options)
 
 
-def uses_sdpa(model: PreTrainedModel) -> bool:
-    """Whether all parts of a model run transformers' sdpa attention.
-
-    Else its family has no choice, or its user chose.
-    """
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    return all(module.config._attn_implementation == "sdpa" for module in inner)
-
-
 @contextlib.contextmanager
-def masks_by_padding(model: PreTrainedModel) -> Iterator[bool]:
-    """Let a model that runs sdpa make its masks by what `known_padding` says.
+def other_attention(model: PreTrainedModel, name: str, forward: Any, mask: Any) -> Iterator[bool]:
+    """Let a model that runs transformers' sdpa attention run another one.
+
+    Args:
+        model: The transformers model.
+        name: What the other attention is called.
+        forward: It.
+        mask: Makes its masks.
 
     Yields:
-        Whether it does.
+        Whether it does. A model that does not run sdpa in all its parts keeps what it has: its family has no choice, or
+        its user chose.
     """
-    if not uses_sdpa(model):
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if any(module.config._attn_implementation != "sdpa" for module in inner):
         yield False
         return
-    AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-    AttentionMaskInterface.register(ATTENTION, _mask)
-    model.set_attn_implementation(ATTENTION)
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, mask)
+    model.set_attn_implementation(name)
     try:
         yield True
     finally:
         model.set_attn_implementation("sdpa")
+
+
+def masks_by_padding(model: PreTrainedModel) -> contextlib.AbstractContextManager[bool]:
+    """Let a model that runs sdpa make its masks by what `known_padding` says; gives whether it does."""
+    return other_attention(model, ATTENTION, sdpa_attention_forward, _mask)
