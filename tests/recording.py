@@ -50,7 +50,8 @@ def run_ahead(monkeypatch, recorder=Repeats):
 
     def update(training, now):
         max_norm = training.recipe.optim.max_grad_norm or float("inf")
-        made.append(Update(now.model, now.optimizer, max_norm, now.graphs.recorder, now.log.say))
+        of_stage = recorder() if now.graphs is None else now.graphs.recorder
+        made.append(Update(now.model, now.optimizer, max_norm, of_stage, now.log.say))
         return made[-1]
 
     monkeypatch.setattr(loop, "graphs_of_stage", graphs)

@@ -15,7 +15,7 @@ from hftransfer.training import loop
 from hftransfer.training.graphs import Graphs
 from hftransfer.training.updates import Update
 from tests.recording import Never, run_ahead
-from tests.tiny_runs import tiny_run
+from tests.tiny_runs import checkpoint_of, tiny_run
 
 STEPS = 23
 RECORDS = {"evaluation": {"every": 7, "metric": "accuracy"}, "checkpoint_every": 5}
@@ -60,6 +60,20 @@ def test_the_log_and_the_weights_are_those_of_a_run_that_waits(strategy, checkpo
     assert sum(one.replayed for one in made if isinstance(one, Update)) > STEPS // 2
     tables = [one.table is not None for one in made if isinstance(one, Graphs)]
     assert tables == [strategy == "feature_extraction"] * len(tables) or strategy == "gradual_unfreezing"
+
+
+@pytest.mark.parametrize("task", ["question_answering", "causal_lm", "seq2seq"])
+def test_other_tasks_update_without_a_wait_as_well(task, checkpoints, language_models, tmp_path, monkeypatch):
+    losses = []
+    for ahead in (False, True):
+        with monkeypatch.context() as patch:
+            made = run_ahead(patch) if ahead else []
+            patch.setattr(loop, "graphs_of_stage", lambda training, now: None)
+            tiny_run(task, "full_fine_tuning", checkpoint_of(task, checkpoints, language_models), tmp_path / str(ahead))
+        lines = [json.loads(line) for line in (tmp_path / str(ahead) / "log.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert sum(one.replayed for one in made) > 0
 
 
 def test_rows_that_are_looked_up_are_those_that_are_collated(checkpoint, tmp_path, monkeypatch):
