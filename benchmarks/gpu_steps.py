@@ -17,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import AutoConfig
 
 from benchmarks.contestants.common import read_rows
 from benchmarks.contestants.ours import joined
@@ -53,13 +56,13 @@ class Clock:
         return self.step(*args, **kwargs)
 
 
-def measure(checkpoint: str, rows: Dataset, length: int, mode: str) -> dict[str, Any]:
+def measure(checkpoint: str, rows: Dataset, length: int, mode: str, clock: Clock | None = None) -> dict[str, Any]:
     """The times of a step in milliseconds, the memory in MiB, and how long the first window took in seconds."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     os.environ[SWITCH] = str(int(mode in (GRAPHS, COMPILED)))
-    clock = loop.training_step = Clock()  # type: ignore[assignment]
+    clock = loop.training_step = clock or Clock()  # type: ignore[assignment]
     try:
         with tempfile.TemporaryDirectory() as folder:
             recipe = Recipe(
@@ -79,25 +82,34 @@ def measure(checkpoint: str, rows: Dataset, length: int, mode: str) -> dict[str,
     return {"times": times, "memory": memory, "warm_up": begun[1] - begun[0]}
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is trained."""
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder per data set")
     parser.add_argument("--data-set", default="sst2")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES)[:2], help="compiling takes minutes")
-    arguments = parser.parse_args()
+
+
+@contextmanager
+def data_and_model(arguments: argparse.Namespace) -> Iterator[tuple[Dataset, str]]:
+    """Texts with labels, and the folder of a model with random weights in the size of BERT-base."""
     texts, labels = read_rows(str(arguments.data / arguments.data_set / "train.parquet"))
-    split = Dataset.from_dict({"text": texts[:1024], "label": labels[:1024]})
-    peak = max(product_rate(shape, torch.bfloat16, "cuda") for shape in GPU_SHAPES)
-    modes = arguments.modes
-    lines = []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.random_checkpoint", arguments.checkpoint, folder]
         subprocess.run(command, check=True, capture_output=True)
-        from transformers import AutoConfig
+        yield Dataset.from_dict({"text": texts[:1024], "label": labels[:1024]}), folder
 
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data(parser)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES)[:2], help="compiling takes minutes")
+    arguments = parser.parse_args()
+    peak = max(product_rate(shape, torch.bfloat16, "cuda") for shape in GPU_SHAPES)
+    modes = arguments.modes
+    lines = []
+    with data_and_model(arguments) as (split, folder):
         config = AutoConfig.from_pretrained(folder)
         for length in arguments.lengths:
             rows = joined(split, length)
