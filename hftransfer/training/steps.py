@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -199,13 +199,24 @@ def _finish(
 ) -> tuple[StepResult, bool]:
     """Clip, and update if loss and gradient are finite; the result, and whether they are: the same on all ranks."""
     # Without clipping the norm is still looked at; a limit of infinity changes no gradient.
-    norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
+    norm = accelerator.clip_grad_norm_(_learning(accelerator, model, optimizer), optim.max_grad_norm or math.inf)
     result, is_finite = _agree(accelerator, losses, norm)
     if is_finite:
         optimizer.step()
         if retention is not None:
             retention.pull(optimizer)
     return result, is_finite
+
+
+def _learning(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Iterable[torch.Tensor]:
+    """What a step updates.
+
+    To walk through a model takes longer than to update its head; Accelerate knows a model in shards by the list of all
+    its parameters.
+    """
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+        return model.parameters()
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _backward(

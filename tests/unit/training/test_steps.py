@@ -24,6 +24,7 @@ class Recorder:
 
     def __init__(self, model):
         self.model, self.gradients = model, {}
+        self.param_groups = [{"params": list(model.parameters())}]
 
     def step(self):
         self.gradients = {
