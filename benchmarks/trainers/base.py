@@ -16,6 +16,7 @@ from hftransfer.tasks.base import Task
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.tasks.registry import build_task
 from hftransfer.training.defaults import resolve
+from hftransfer.training.precision import choose_precision
 
 MAX_LENGTH = 512
 IGNORED = -100
@@ -142,7 +143,8 @@ def _arguments(baseline: Baseline, recipe: Recipe, metric: str, folder: str) -> 
         weight_decay=optim.weight_decay,
         lr_scheduler_type=optim.lr_scheduler_type,
         label_smoothing_factor=getattr(recipe.task, "label_smoothing", 0.0),
-        bf16=True,
+        # A processor that only emulates bf16 takes far longer with it than without.
+        bf16=choose_precision()[0] == "bf16",
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
