@@ -101,6 +101,15 @@ def _scored(trainer_class: type[Trainer]) -> Any:
     """The class, evaluated by our metrics, which need the examples behind the rows (as in run_qa)."""
 
     class ScoredTrainer(trainer_class):  # type: ignore[misc, valid-type]
+        def predict(self, *args: Any, **kwargs: Any) -> Any:
+            # Where batches are grouped by length, the Trainer groups those of a prediction, too, and gives it back in
+            # their order.
+            chosen, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "random"
+            try:
+                return super().predict(*args, **kwargs)
+            finally:
+                self.args.train_sampling_strategy = chosen
+
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             scores = {f"eval_{name}": value for name, value in self.score().items()}
             self.log(scores)
