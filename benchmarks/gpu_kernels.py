@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contestants.ours import joined
 from benchmarks.gpu_steps import BATCH, GRAPHS, MODES, WINDOW, Clock, add_data, data_and_model, measure
+from benchmarks.profile_step import grouped
 
 # What a line of the table gathers, by a part of the kernel's name; the first match counts.
 KINDS = {
@@ -33,15 +32,6 @@ KINDS = {
     "casts and copies": ("copy", "Memcpy", "Memset"),
     "elementwise": ("elementwise",),
 }
-
-
-def by_kind(kernels: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The time of each kind of kernel, largest first, of names and times."""
-    found: Counter[str] = Counter()
-    for name, duration in kernels:
-        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
-        found[kind] += duration
-    return found.most_common()
 
 
 class Profiled(Clock):
@@ -81,7 +71,7 @@ def main() -> None:
     )
     print(f"{arguments.length} tokens, {step:.1f} ms a step without the profiler, {total:.1f} of them in kernels\n")
     print("| kernels | ms a step | share |\n|---|---|---|")
-    for kind, duration in by_kind(kernels):
+    for kind, duration in grouped(kernels, KINDS):
         print(f"| {kind} | {duration:.2f} | {duration / total:.0%} |")
 
 

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,13 @@ class Steps:
         return loss
 
 
-def shares(events: Any) -> list[tuple[str, float]]:
-    """The share of each group of operators in the time of all, largest first."""
-    seconds: Counter[str] = Counter()
-    for event in events:
-        group = next((name for name, parts in GROUPS.items() if any(part in event.key for part in parts)), "the rest")
-        seconds[group] += event.self_cpu_time_total
-    total = sum(seconds.values())
-    return [(name, value / total) for name, value in seconds.most_common()]
+def grouped(times: Iterable[tuple[str, float]], groups: Mapping[str, Sequence[str]]) -> list[tuple[str, float]]:
+    """The time of each group, largest first, of names and times; a group gathers what has a part of its in the name."""
+    found: Counter[str] = Counter()
+    for name, duration in times:
+        group = next((group for group, parts in groups.items() if any(part in name for part in parts)), "the rest")
+        found[group] += duration
+    return found.most_common()
 
 
 def main() -> None:
@@ -110,8 +110,10 @@ def main() -> None:
     flags = ", ".join(machine["flags"])
     print(f"\nMachine: {machine['processor']}, {machine['cores']} cores, {flags}\n")
     print("| operators | share of a step |\n|---|---|")
-    for name, part in shares(steps.profiler.key_averages()):
-        print(f"| {name} | {part:.1%} |")
+    times = [(event.key, event.self_cpu_time_total) for event in steps.profiler.key_averages()]
+    total = sum(duration for _, duration in times)
+    for name, duration in grouped(times, GROUPS):
+        print(f"| {name} | {duration / total:.1%} |")
     spread = f"{min(steps.seconds):.3f} to {max(steps.seconds):.3f}"
     print(f"\nStep: median {statistics.median(steps.seconds):.3f} s ({spread}), {TIMED} steps of {BATCH} texts.")
     print(

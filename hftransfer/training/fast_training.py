@@ -24,7 +24,8 @@ from transformers.masking_utils import sdpa_mask
 
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.training import kernels
-from hftransfer.training.padding import masks_by_padding, other_attention
+from hftransfer.training.attention import other_attention
+from hftransfer.training.padding import masks_by_padding
 
 ATTENTION = "hftransfer_cpu"
 

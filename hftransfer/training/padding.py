@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from hftransfer.training.attention import other_attention
 
 ATTENTION = "hftransfer_gpu"
 
@@ -44,33 +46,6 @@ def _mask(**options: Any) -> torch.Tensor | None:
     elif _whole is not None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(**options)
-
-
-@contextlib.contextmanager
-def other_attention(model: PreTrainedModel, name: str, forward: Any, mask: Any) -> Iterator[bool]:
-    """Let a model that runs transformers' sdpa attention run another one.
-
-    Args:
-        model: The transformers model.
-        name: What the other attention is called.
-        forward: It.
-        mask: Makes its masks.
-
-    Yields:
-        Whether it does. A model that does not run sdpa in all its parts keeps what it has: its family has no choice, or
-        its user chose.
-    """
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    if any(module.config._attn_implementation != "sdpa" for module in inner):
-        yield False
-        return
-    AttentionInterface.register(name, forward)
-    AttentionMaskInterface.register(name, mask)
-    model.set_attn_implementation(name)
-    try:
-        yield True
-    finally:
-        model.set_attn_implementation("sdpa")
 
 
 def masks_by_padding(model: PreTrainedModel) -> contextlib.AbstractContextManager[bool]:

@@ -211,8 +211,7 @@ def _finish(
 def _learning(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Iterable[torch.Tensor]:
     """What a step updates.
 
-    To walk through a model takes longer than to update its head; Accelerate knows a model in shards by the list of all
-    its parameters.
+    Accelerate knows a model in shards by the list of all its parameters; else nobody need walk through what is frozen.
     """
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
         return model.parameters()

@@ -131,25 +131,20 @@ class Update:
         return self._found_K2
 
 
-def why_not(training: Training) -> str:
-    """Why the steps of a training wait for its GPU; "" where they do not."""
+def must_wait(training: Training) -> bool:
+    """Whether every step of a training is waited for."""
     from accelerate.utils import DistributedType
 
-    recipe, accelerator = training.recipe, training.accelerator
-    reasons = {
-        "it has no GPU": accelerator.device.type != "cuda",
-        "it is switched off": switched_off(),
-        "others take part in it": accelerator.distributed_type != DistributedType.NO,
-        "gradients of fp16 are scaled": accelerator.scaler is not None,
-        "weights are held after every update": recipe.optim.retain != "none",
-        "the moving average follows every step": training.kept.rule == "ema",
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    accelerator = training.accelerator
+    alone_on_gpu = accelerator.device.type == "cuda" and accelerator.distributed_type == DistributedType.NO
+    # Scaled gradients of fp16, penalties behind the update, the moving average: each follows every step.
+    followed = accelerator.scaler is not None or training.recipe.optim.retain != "none" or training.kept.rule == "ema"
+    return not alone_on_gpu or followed or switched_off()
 
 
 def update_of_stage(training: Training, now: StageRun) -> Update | None:
     """What updates the weights of a stage without a wait; None where every step waits."""
-    if why_not(training) or now.current.stage.objective != "task":
+    if must_wait(training) or now.current.stage.objective != "task":
         return None
     recorder = Recorder(training.accelerator.device) if now.graphs is None else now.graphs.recorder
     max_norm = training.recipe.optim.max_grad_norm or math.inf
