@@ -246,7 +246,7 @@ def run_once(run_pass: Pass, batch: Batch, share: float, seed: int, *, device: t
 def seed_dropout(device: torch.device, seed: int) -> None:
     """Seed what a pass draws from: what `torch.manual_seed` does, without the devices that it does not run on.
 
-    That would format the stack for each kind of device that is not there, which takes as long as a small step.
+    That would format the stack for each kind of device that is not there.
     """
     if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
