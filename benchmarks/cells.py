@@ -57,6 +57,7 @@ def add_budget(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     parser.add_argument("--max_train_examples", type=int, help="train on a random part of this size")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rate", type=float, help="peak learning rate, one for all layers")
+    parser.add_argument("--layer_decay", type=float, help="factor on the rate per block; not together with --rate")
     parser.add_argument("--threads", type=int, default=1)
 
 
@@ -82,6 +83,9 @@ def recipe_of(cell: Cell, seed: int, arguments: argparse.Namespace, out: str | P
     if arguments.rate:
         optim |= {"learning_rate": arguments.rate, "head_learning_rate": arguments.rate, "layer_decay": 1.0}
         name.append(f"rate={arguments.rate:g}")
+    if arguments.layer_decay:
+        optim["layer_decay"] = arguments.layer_decay
+        name.append(f"decay={arguments.layer_decay:g}")
     if arguments.max_train_examples:
         values["data"]["max_train_examples"] = arguments.max_train_examples
         name.append(f"rows={arguments.max_train_examples}")
