@@ -84,17 +84,17 @@ def candidates(num_blocks: int, train_examples: int, usual_epochs: Mapping[str, 
     return found
 
 
-def more_steps(train_examples: int, usual_epochs: int) -> dict[str, Any]:
-    """Batch size and epochs that make `ENOUGH_STEPS` of few examples; empty where the usual schedule has as many.
+def more_steps(train_examples: int, usual_epochs: int, enough: int = ENOUGH_STEPS) -> dict[str, Any]:
+    """Batch size and epochs that make enough steps of few examples; empty where the usual schedule has as many.
 
     The batch shrinks before the epochs grow: an epoch costs the same in smaller batches, and more epochs do not.
     """
-    if math.ceil(train_examples / USUAL_BATCH) * usual_epochs >= ENOUGH_STEPS:
+    if math.ceil(train_examples / USUAL_BATCH) * usual_epochs >= enough:
         return {}
     batch = USUAL_BATCH
-    while batch > SMALL_BATCH and math.ceil(train_examples / batch) * usual_epochs < ENOUGH_STEPS:
+    while batch > SMALL_BATCH and math.ceil(train_examples / batch) * usual_epochs < enough:
         batch //= 2
-    epochs = max(usual_epochs, math.ceil(ENOUGH_STEPS / math.ceil(train_examples / batch)))
+    epochs = max(usual_epochs, math.ceil(enough / math.ceil(train_examples / batch)))
     return {"per_device_train_batch_size": batch, "num_train_epochs": epochs}
 
 

@@ -1,0 +1,139 @@
+"""What more optimizer steps, or other rates by depth, do where there are few examples.
+
+    python -m benchmarks.schedules run trec6:50 sst2:200 --checkpoint DIR --data DIR --variants full_fine_tuning \\
+        full_fine_tuning,steps=100,layer_decay=1.0
+    python -m benchmarks.schedules table
+
+A variant is a strategy with its defaults and what else is said. `steps` asks for at least so many, by smaller batches
+first and more epochs then; 0 leaves batches of 32 and the usual epochs. Cells are those of `benchmarks.regret`. What is
+measured already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import records
+from benchmarks.regret import Cell, key_of, read_rows, recipe_values, train_one
+
+RESULTS = Path(__file__).parent / "results" / "schedules.jsonl"
+DRAWS = 10_000
+
+
+class Variant(NamedTuple):
+    """`STRATEGY[,steps=N][,layer_decay=X]`."""
+
+    strategy: str
+    steps: int
+    layer_decay: float | None
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Read a variant as it is written on the command line."""
+        strategy, *settings = text.split(",")
+        values = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+        if len(values) < len(settings) or values.keys() - {"steps", "layer_decay"}:
+            raise argparse.ArgumentTypeError(f"{text}: write STRATEGY[,steps=N][,layer_decay=X]")
+        decay = values.get("layer_decay")
+        return cls(strategy, int(values.get("steps", 0)), None if decay is None else float(decay))
+
+    def __str__(self) -> str:
+        decay = "" if self.layer_decay is None else f",layer_decay={self.layer_decay:g}"
+        return f"{self.strategy},steps={self.steps}{decay}"
+
+    def optim(self, train_examples: int) -> dict[str, Any]:
+        """The settings of the optimisation."""
+        from hftransfer.advise.candidates import USUAL_BATCH, more_steps
+        from hftransfer.training.defaults import STRATEGY_DEFAULTS
+
+        epochs = STRATEGY_DEFAULTS[self.strategy].num_train_epochs
+        found: dict[str, Any] = {"num_train_epochs": epochs, "per_device_train_batch_size": USUAL_BATCH}
+        found |= more_steps(train_examples, epochs, self.steps)
+        return found if self.layer_decay is None else {**found, "layer_decay": self.layer_decay}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train what has no result yet; every variant of a cell and a seed before the next."""
+    import torch
+
+    torch.set_num_threads(1)
+    done = {(*map(str, _cell(line)), line["variant"]) for line in records.read(arguments.results)}
+    for seed in arguments.seeds:
+        for cell in arguments.cells:
+            key = key_of(cell, arguments.checkpoint, seed)
+            train, test = read_rows(arguments.data, cell, seed)
+            for variant in arguments.variants:
+                if (*map(str, key.values()), str(variant)) in done:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    values = recipe_values(cell, arguments.checkpoint, seed, folder)
+                    values |= {"strategy": {"type": variant.strategy}, "optim": variant.optim(round(0.9 * len(train)))}
+                    found = train_one(values, train, test)
+                records.add(arguments.results, {**key, "variant": str(variant), **found})
+                print(*key.values(), variant, f"{found['score']:.4f}", f"{found['seconds']:.1f} s", flush=True)
+
+
+def _cell(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in ("data_set", "examples", "checkpoint", "seed"))
+
+
+def interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % of the mean of the data sets' means, by drawing data sets anew: the seeds of one hang together."""
+    means = np.array([statistics.mean(one) for one in differences])
+    drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Print a Markdown table: every variant against the one of its strategy that comes first."""
+    scores: dict[tuple[str, int], dict[str, dict[tuple[str, int], float]]] = defaultdict(lambda: defaultdict(dict))
+    for line in records.read(arguments.results):
+        place = line["data_set"], line["seed"]
+        scores[line["checkpoint"], line["examples"]][line["variant"]][place] = 100 * line["score"]
+    print("| checkpoint | examples | variant | data sets, seeds | mean accuracy | gain on the first (95 %) |")
+    print(f"|{'---|' * 6}")
+    for (checkpoint, examples), variants in sorted(scores.items()):
+        first: dict[str, str] = {}
+        for variant, found in variants.items():
+            base = variants[first.setdefault(variant.partition(",")[0], variant)]
+            gains = defaultdict(list)
+            for data_set, seed in sorted(found.keys() & base.keys()):
+                gains[data_set].append(found[data_set, seed] - base[data_set, seed])
+            low, high = interval(list(gains.values()))
+            gain = statistics.mean(statistics.mean(one) for one in gains.values())
+            shown = "" if found is base else f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+            counts = f"{len(gains)}, {max(map(len, gains.values()))}"
+            mean = statistics.mean(found.values())
+            print(f"| {checkpoint} | {examples:,} | {variant} | {counts} | {mean:.1f} | {shown} |")
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    runner = verbs.add_parser("run", help="train every variant")
+    runner.add_argument("cells", nargs="+", type=Cell.parse, metavar="DATA:EXAMPLES[@CHECKPOINT]")
+    runner.add_argument("--checkpoint", help="of the cells that name none", default="")
+    runner.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
+    runner.add_argument("--variants", nargs="+", type=Variant.parse, required=True)
+    runner.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    runner.set_defaults(action=run)
+    printer = verbs.add_parser("table", help="print the table")
+    printer.set_defaults(action=table)
+    for verb in (runner, printer):
+        verb.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    main()
