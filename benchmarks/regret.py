@@ -146,22 +146,20 @@ def run(arguments: argparse.Namespace) -> None:
 
     from hftransfer.advise.candidates import candidates
     from hftransfer.advise.cost import BLOCKS
-    from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
     torch.set_num_threads(1)
     path = arguments.out / "scores.jsonl"
     done = {tuple(line[name] for name in (*KEY, "candidate")) for line in records.read(path)}
-    epochs = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
     for cell, seed, key in jobs(arguments):
         config = AutoConfig.from_pretrained(cell.checkpoint or arguments.checkpoint).to_dict()
         blocks = next(config[name] for name in BLOCKS if name in config)
         train, test = read_rows(arguments.data, cell, seed)
-        for candidate in candidates(blocks, round(0.9 * len(train)), epochs):
+        for candidate in candidates(blocks, round(0.9 * len(train))):
             if (*key.values(), candidate.name) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 values = recipe_values(cell, arguments.checkpoint, seed, folder)
-                values |= {"strategy": dict(candidate.strategy), "optim": dict(candidate.optim)}
+                values |= {"strategy": dict(candidate.strategy)}
                 found = train_one(values, train, test)
             records.add(path, {**key, "candidate": candidate.name, **found})
             print(*key.values(), candidate.name, f"{found['score']:.4f}", f"{found['seconds']:.1f} s", flush=True)

@@ -21,10 +21,8 @@ from benchmarks import records
 from hftransfer.advise import rules
 from hftransfer.advise.candidates import Candidate, candidates
 from hftransfer.advise.rules import Knowledge, Situation, Weights
-from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
 KEY = ("data_set", "examples", "checkpoint", "seed")
-EPOCHS = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
 FIGURES, LINE_LENGTH = 3, 120
 
 Key: TypeAlias = tuple[str, int, str, int]
@@ -54,7 +52,7 @@ def collect(folder: Path) -> list[Trained]:
         seen = measured[key]
         situation = Situation(*(seen[name] for name in Situation.__dataclass_fields__))
         blocks = len(seen["layers"]) - 1
-        known = {one.name: one for one in candidates(blocks, situation.train_examples, EPOCHS)}
+        known = {one.name: one for one in candidates(blocks, situation.train_examples)}
         if line["candidate"] in known:
             candidate = known[line["candidate"]]
             found.append(
@@ -146,48 +144,28 @@ def advisor(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
     return next(one for one in options if one.candidate is chosen.candidate)
 
 
-def always(type: str, *, more: bool = False) -> Policy:
-    """One strategy everywhere.
-
-    Args:
-        type: The strategy.
-        more: Whether its longer schedule is taken where there is one.
-    """
+def always(type: str) -> Policy:
+    """One strategy everywhere."""
 
     def policy(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
-        of_type = [one for one in options if one.candidate.type == type]
-        chosen = [one for one in of_type if bool(one.candidate.optim) == more] or of_type
-        return chosen[0] if chosen else None
+        return next((one for one in options if one.candidate.type == type), None)
 
     return policy
 
 
-def table_says(*, more: bool = False) -> Policy:
+def table_says(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
     """The tutorial's table."""
-
-    def policy(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
-        first = options[0]
-        type, _ = rules.tutorial(first.situation.train_examples, foreign=first.foreign)
-        return always(type, more=more)(options, knowledge)
-
-    return policy
-
-
-def usual_schedules(options: Sequence[Trained], knowledge: Knowledge) -> Trained | None:
-    """The advisor, were there no longer schedules."""
-    return advisor([one for one in options if not one.candidate.optim], knowledge)
+    first = options[0]
+    type, _ = rules.tutorial(first.situation.train_examples, foreign=first.foreign)
+    return always(type)(options, knowledge)
 
 
 POLICIES: Mapping[str, Policy] = {
     "advisor": advisor,
     "always full fine-tuning": always("full_fine_tuning"),
     "always feature extraction": always("feature_extraction"),
-    "tutorial's table": table_says(),
-    "always full fine-tuning, more steps": always("full_fine_tuning", more=True),
-    "always feature extraction, more steps": always("feature_extraction", more=True),
-    "tutorial's table, more steps": table_says(more=True),
+    "tutorial's table": table_says,
 }
-RIVALS = tuple(POLICIES)[1:]
 
 
 def complete(found: Sequence[Trained]) -> dict[Key, list[Trained]]:
@@ -198,25 +176,19 @@ def complete(found: Sequence[Trained]) -> dict[Key, list[Trained]]:
     whole = {}
     for key, group in grouped.items():
         first = group[0]
-        names = [one.name for one in candidates(first.blocks, first.situation.train_examples, EPOCHS)]
+        names = [one.name for one in candidates(first.blocks, first.situation.train_examples)]
         by_name = {one.candidate.name: one for one in group}
         if set(names) <= set(by_name):
             whole[key] = [by_name[name] for name in names]
     return whole
 
 
-def regrets(found: Sequence[Trained], *, usual_only: bool = False) -> dict[Key, dict[str, float]]:
-    """Cell and seed -> policy -> best score in hindsight less its own.
-
-    Args:
-        found: All trainings.
-        usual_only: Leave longer schedules out, for all.
-    """
+def regrets(found: Sequence[Trained]) -> dict[Key, dict[str, float]]:
+    """Cell and seed -> policy -> best score in hindsight less its own."""
     whole = complete(found)
     known = {data_set: _knowledge(without(found, data_set)) for data_set in {key[0] for key in whole}}
     result: dict[Key, dict[str, float]] = {}
-    for key, group in whole.items():
-        options = [one for one in group if not (usual_only and one.candidate.optim)]
+    for key, options in whole.items():
         best = max(one.score for one in options)
         own = {}
         for name, policy in POLICIES.items():
@@ -284,7 +256,7 @@ def _points(value: float) -> str:
 
 def document(found: Sequence[Trained]) -> str:
     """The page with all regrets."""
-    everything, usual = regrets(found), regrets(found, usual_only=True)
+    everything = regrets(found)
     whole = [one for group in complete(found).values() for one in group]
     seeds = sorted({key[3] for key in everything})
     parts = [
@@ -300,18 +272,9 @@ def document(found: Sequence[Trained]) -> str:
         "with few seeds single cells say little. The intervals draw data sets anew, since the cells of one hang "
         "together.",
         "",
-        "## All candidates, longer schedules among them",
+        "All of them take the defaults' schedule, at least 100 steps: what is left is the choice of strategy.",
         "",
         *summary(everything, list(POLICIES)),
-        "",
-        "The rivals of the lower three rows take the longer schedule wherever there is one: what is left is the choice "
-        "of strategy.",
-        "",
-        "## Usual schedules alone",
-        "",
-        "The same trainings without the longer schedules, for the advisor and for the best in hindsight alike.",
-        "",
-        *summary(usual, ["advisor", *RIVALS[:3]]),
         "",
         "## Cells",
         "",
@@ -339,7 +302,7 @@ def document(found: Sequence[Trained]) -> str:
 
 def cell_table(found: Mapping[Key, Mapping[str, float]]) -> list[str]:
     """A row per cell."""
-    names = ["advisor", *RIVALS[:3]]
+    names = list(POLICIES)
     lines = [f"| data | examples | checkpoint | seeds | {' | '.join(names)} |", f"|{'---|' * (4 + len(names))}"]
     for (data_set, examples, checkpoint), values in sorted(by_cell(found).items(), key=lambda item: item[0][2::-1]):
         shown = []

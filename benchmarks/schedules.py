@@ -5,13 +5,14 @@
     python -m benchmarks.schedules table
 
 A variant is a strategy with its defaults and what else is said. `steps` asks for at least so many, by smaller batches
-first and more epochs then; 0 leaves batches of 32 and the usual epochs. Cells are those of `benchmarks.regret`. What is
-measured already is not measured again.
+first and more epochs then, as the defaults do; 0 leaves batches of 32 and the usual epochs. Cells are those of
+`benchmarks.regret`. What is measured already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 from collections import defaultdict
@@ -49,15 +50,19 @@ class Variant(NamedTuple):
         decay = "" if self.layer_decay is None else f",layer_decay={self.layer_decay:g}"
         return f"{self.strategy},steps={self.steps}{decay}"
 
-    def optim(self, train_examples: int) -> dict[str, Any]:
-        """The settings of the optimisation."""
-        from hftransfer.advise.candidates import USUAL_BATCH, more_steps
+    def settings(self, train_examples: int) -> dict[str, Any]:
+        """The settings of strategy, optimisation and evaluation; as many evaluations as with the usual epochs."""
         from hftransfer.training.defaults import STRATEGY_DEFAULTS
+        from hftransfer.training_settings import USUAL_BATCH, enough_steps
 
-        epochs = STRATEGY_DEFAULTS[self.strategy].num_train_epochs
-        found: dict[str, Any] = {"num_train_epochs": epochs, "per_device_train_batch_size": USUAL_BATCH}
-        found |= more_steps(train_examples, epochs, self.steps)
-        return found if self.layer_decay is None else {**found, "layer_decay": self.layer_decay}
+        usual = STRATEGY_DEFAULTS[self.strategy].num_train_epochs
+        optim: dict[str, Any] = {"num_train_epochs": usual, "per_device_train_batch_size": USUAL_BATCH}
+        optim |= enough_steps(train_examples, usual, enough=self.steps)
+        steps = optim["num_train_epochs"] * math.ceil(train_examples / optim["per_device_train_batch_size"])
+        if self.layer_decay is not None:
+            optim["layer_decay"] = self.layer_decay
+        evaluation = {"every": math.ceil(steps / usual)}
+        return {"strategy": {"type": self.strategy}, "optim": optim, "evaluation": evaluation}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -75,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     values = recipe_values(cell, arguments.checkpoint, seed, folder)
-                    values |= {"strategy": {"type": variant.strategy}, "optim": variant.optim(round(0.9 * len(train)))}
+                    values |= variant.settings(round(0.9 * len(train)))
                     found = train_one(values, train, test)
                 records.add(arguments.results, {**key, "variant": str(variant), **found})
                 print(*key.values(), variant, f"{found['score']:.4f}", f"{found['seconds']:.1f} s", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 from hftransfer import advising
 from hftransfer.advising import Advice
 from hftransfer.advising.ranking import Ranked, in_order
-from hftransfer.finetuning import given_settings, prepare_all
+from hftransfer.finetuning import prepare_all
 from hftransfer.recipe import Recipe
 
 
@@ -19,15 +19,13 @@ def advise(
     train: Any = None,
     validation: Any = None,
     test: Any = None,
-    origins: Mapping[str, str] | None = None,
 ) -> Advice:
     """Say what each strategy would score and cost, and recommend one (docs/advisor.md).
 
-    The recipe's own strategy is not looked at. Arguments and errors are those of `finetune`.
+    The recipe's own strategy is not looked at. Other arguments, and errors, are those of `finetune`.
     """
-    given = given_settings(recipe, origins)
     prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
-    return advising.advise(prepared, given)
+    return advising.advise(prepared)
 
 
 def rank(

@@ -145,6 +145,8 @@ def prepare_all(
     prepare.explain_max_length(recipe, known, features["train"])
     calibration.check_support(recipe, task, loaded.model)
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
+    rows = len(features["train"]) if chunks is None else chunks.num_rows
+    recipe = prepare.derive_schedule(recipe, known, rows, accelerator.num_processes)
     data = Data(splits, features, beside=recipe.beside)
     found = Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
     return replace(found, verdicts=verdicts)
@@ -167,7 +169,7 @@ def choose_strategy(
         decision = auto.earlier_decision(Run(recipe.output_dir or "").recipe)
     else:
         prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
-        decision = auto.agree(prepared.accelerator, lambda: auto.decide(advising.advise(prepared, given)))
+        decision = auto.agree(prepared.accelerator, lambda: auto.decide(advising.advise(prepared)))
     return (*auto.decided(recipe, given, decision), decision.verdicts)
 
 

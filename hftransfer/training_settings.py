@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from hftransfer.strategy_settings import Fraction, Rate, Section
+
+USUAL_BATCH, SMALLEST_BATCH = 32, 8
+ENOUGH_STEPS = 100
+"""With fewer optimizer steps a model stays near where it began, whatever the strategy (arXiv:2006.04884, section 6)."""
 
 
 class OptimSection(Section):
@@ -14,9 +19,13 @@ class OptimSection(Section):
 
     learning_rate: Rate | None = Field(None, description="Peak rate of the top block, of adapters and of a head alone.")
     head_learning_rate: Rate | None = Field(None, description="Peak rate of the head when more than the head learns.")
-    num_train_epochs: PositiveInt | None = Field(None, description="Passes over the training data.")
+    num_train_epochs: PositiveInt | None = Field(
+        None, description="Passes over the training data; by default more of them where there are few examples."
+    )
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps.")
-    per_device_train_batch_size: PositiveInt = Field(32, description="Examples per device and micro-step.")
+    per_device_train_batch_size: PositiveInt = Field(
+        USUAL_BATCH, description="Examples per device and micro-step; by default fewer where there are few examples."
+    )
     per_device_eval_batch_size: PositiveInt = Field(256, description="At most this many examples per evaluation batch.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-steps per optimizer step.")
     weight_decay: float | None = Field(
@@ -96,3 +105,39 @@ class CacheSection(Section):
     def is_off(self) -> bool:
         """Whether nothing is kept or looked up."""
         return self.max_bytes == 0
+
+
+def enough_steps(
+    train_examples: int,
+    epochs: int,
+    batch_size: int = USUAL_BATCH,
+    *,
+    batches_per_step: int = 1,
+    keep_batch: bool = False,
+    enough: int = ENOUGH_STEPS,
+) -> dict[str, int]:
+    """Batch size and epochs that make enough optimizer steps of few examples.
+
+    The batch shrinks before the epochs grow: an epoch costs the same in smaller batches, and more epochs do not.
+
+    Args:
+        train_examples: Rows to train on.
+        epochs: The usual number.
+        batch_size: The usual one, per device and micro-step.
+        batches_per_step: Devices times micro-steps of an optimizer step.
+        keep_batch: Whether the batch stays as it is.
+        enough: Steps to make at least.
+
+    Returns:
+        Settings of `OptimSection`; empty where the usual ones make enough steps.
+    """
+
+    def per_epoch() -> int:
+        return max(1, math.ceil(train_examples / (batch_size * batches_per_step)))
+
+    if per_epoch() * epochs >= enough:
+        return {}
+    while not keep_batch and batch_size > SMALLEST_BATCH and per_epoch() * epochs < enough:
+        batch_size //= 2
+    more = max(epochs, math.ceil(enough / per_epoch()))
+    return {"per_device_train_batch_size": batch_size, "num_train_epochs": more}

@@ -1,18 +1,14 @@
-"""What the advisor chooses among: strategies with their settings, each with its usual schedule and with more steps.
+"""What the advisor chooses among: strategies with their settings.
 
 A further strategy is added to `STRATEGIES` alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-SMALL_BATCH, USUAL_BATCH = 8, 32
-ENOUGH_STEPS = 100
-"""With fewer optimizer steps a model stays near where it began, whatever the strategy (arXiv:2006.04884, section 6)."""
 RANKS, HIGH_RANK_FROM = (8, 32), 1000
 """LoRA's rank below and from this many examples on: there is more to learn than a low rank can hold."""
 
@@ -24,14 +20,12 @@ class Candidate:
     Attributes:
         name: For tables, and the key under which measured results are kept.
         strategy: Settings of the strategy, `type` included.
-        kind: What is known of it is known of its kind: strategy, share of the blocks, enough steps or few.
-        optim: Optimisation settings that differ from the strategy's defaults.
+        kind: What is known of it is known of its kind: strategy and share of the blocks.
     """
 
     name: str
     strategy: Mapping[str, Any]
     kind: str
-    optim: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def type(self) -> str:
@@ -64,38 +58,20 @@ STRATEGIES: tuple[Callable[[int, int], list[dict[str, Any]]], ...] = (
 """From the numbers of blocks and examples to the settings of a strategy that are worth trying; cheap ones first."""
 
 
-def candidates(num_blocks: int, train_examples: int, usual_epochs: Mapping[str, int]) -> list[Candidate]:
+def candidates(num_blocks: int, train_examples: int) -> list[Candidate]:
     """All candidates for a model and an amount of data.
 
     Args:
         num_blocks: L.
         train_examples: Rows to train on, without those for validation.
-        usual_epochs: Strategy type -> its default number of epochs.
     """
     found = []
     for settings in (one for make in STRATEGIES for one in make(num_blocks, train_examples)):
-        name, kind = label(settings), str(settings["type"])
+        kind = str(settings["type"])
         if settings.get("k", 0) > num_blocks / 2:
             kind += ", most blocks"
-        more = more_steps(train_examples, usual_epochs[settings["type"]])
-        found.append(Candidate(name, settings, f"{kind}, few steps" if more else kind))
-        if more:
-            found.append(Candidate(f"{name}, more steps", settings, kind, more))
+        found.append(Candidate(label(settings), settings, kind))
     return found
-
-
-def more_steps(train_examples: int, usual_epochs: int, enough: int = ENOUGH_STEPS) -> dict[str, Any]:
-    """Batch size and epochs that make enough steps of few examples; empty where the usual schedule has as many.
-
-    The batch shrinks before the epochs grow: an epoch costs the same in smaller batches, and more epochs do not.
-    """
-    if math.ceil(train_examples / USUAL_BATCH) * usual_epochs >= enough:
-        return {}
-    batch = USUAL_BATCH
-    while batch > SMALL_BATCH and math.ceil(train_examples / batch) * usual_epochs < enough:
-        batch //= 2
-    epochs = max(usual_epochs, math.ceil(enough / math.ceil(train_examples / batch)))
-    return {"per_device_train_batch_size": batch, "num_train_epochs": epochs}
 
 
 def label(settings: Mapping[str, Any]) -> str:

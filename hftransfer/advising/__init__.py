@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ from hftransfer.models.load import possible_poolings
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
-from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
 if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 SAMPLED_ROWS = 2000
 """At most so many training rows are encoded."""
 MEASURED_TASK = "text_classification"
-SCHEDULE = ("optim.num_train_epochs", "optim.max_steps", "optim.per_device_train_batch_size")
-"""Who sets one of these has chosen the schedule, and the advisor leaves it alone."""
 PROBE_STRATEGY = {"type": "full_fine_tuning"}
 """What a recipe is prepared with before its strategy is known: the model as the checkpoint has it, nothing frozen."""
 
@@ -168,25 +165,11 @@ def situation_of(reading: Reading, train_examples: int) -> Situation:
     return Situation(train_examples, reading.chance, reading.score, reading.best_layer.probe, reading.slope)
 
 
-def candidates_for(prepared: Prepared, given: Collection[str] = ()) -> list[Candidate]:
-    """What can be done with a model and its data.
-
-    Args:
-        prepared: Model and data.
-        given: Dotted names of the settings that the user made.
-    """
-    epochs = {name: defaults.num_train_epochs for name, defaults in STRATEGY_DEFAULTS.items()}
-    count = prepared.data.features["train"].num_examples if prepared.chunks is None else prepared.chunks.num_rows
-    found = trying.candidates(prepared.loaded.anatomy.num_blocks, count, epochs)
-    return [one for one in found if not (one.optim and set(given) & set(SCHEDULE))]
-
-
-def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = True) -> Advice:
+def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
     """Measure, predict, and recommend.
 
     Args:
         prepared: What `probing_recipe` came to; its model is left in place, with nothing frozen.
-        given: Dotted names of the settings that the user made.
         timed: Whether to measure what the candidates cost, too.
 
     Raises:
@@ -195,7 +178,8 @@ def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = Tru
     started = time.perf_counter()
     facts = gather_facts(prepared)
     tutorial = rules.tutorial(facts.train_examples, foreign=facts.wording.is_foreign)
-    options = candidates_for(prepared, given)
+    blocks = prepared.loaded.anatomy.num_blocks
+    options = trying.candidates(blocks, facts.train_examples)
     if facts.task != MEASURED_TASK:
         note = f"What a frozen {facts.task} model knows is not measured: here are facts and the tutorial's table."
         costs = costs_of(prepared, options) if timed else {}
@@ -210,9 +194,7 @@ def advise(prepared: Prepared, given: Collection[str] = (), *, timed: bool = Tru
     chosen = next(one for one in rated if one.prediction is picked)
 
     def choose_at(other: Situation) -> Candidate:
-        epochs: Mapping[str, int] = {name: one.num_train_epochs for name, one in STRATEGY_DEFAULTS.items()}
-        blocks = prepared.loaded.anatomy.num_blocks
-        known = trying.candidates(blocks, other.train_examples, epochs)
+        known = trying.candidates(blocks, other.train_examples)
         return rules.choose([rules.predict(other, one, KNOWLEDGE) for one in known]).candidate
 
     changes = rules.change_of_mind(situation, reading.deviation, choose_at, chosen.candidate)

@@ -16,8 +16,6 @@ from hftransfer.verdicts import Verdict
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-EPOCHS_AND_BATCH = ("num_train_epochs", "per_device_train_batch_size")
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -25,13 +23,11 @@ class Decision:
 
     Attributes:
         strategy: Settings of the strategy, `type` included.
-        optim: Optimisation settings.
         reason: Where they come from.
         verdicts: The advice, to be kept.
     """
 
     strategy: Mapping[str, Any]
-    optim: Mapping[str, Any]
     reason: str
     verdicts: tuple[Verdict, ...] = ()
 
@@ -48,7 +44,7 @@ def decide(advice: Advice) -> Decision:
         )
     candidate = advice.chosen.candidate
     reason = f"advisor: {advice.chosen.prediction.score:.3f} predicted"
-    return Decision(dict(candidate.strategy), dict(candidate.optim), reason, (verdict_of(advice),))
+    return Decision(dict(candidate.strategy), reason, (verdict_of(advice),))
 
 
 def agree(accelerator: Accelerator, decide_here: Callable[[], Decision]) -> Decision:
@@ -79,8 +75,7 @@ def agree(accelerator: Accelerator, decide_here: Callable[[], Decision]) -> Deci
 
 def earlier_decision(earlier: Recipe) -> Decision:
     """What a run that goes on began with."""
-    optim = {name: getattr(earlier.optim, name) for name in EPOCHS_AND_BATCH}
-    return Decision(earlier.strategy.model_dump(), optim, "advisor: of the run that goes on")
+    return Decision(earlier.strategy.model_dump(), "advisor: of the run that goes on")
 
 
 def decided(recipe: Recipe, given: Mapping[str, str], decision: Decision) -> tuple[Recipe, dict[str, str]]:
@@ -91,10 +86,7 @@ def decided(recipe: Recipe, given: Mapping[str, str], decision: Decision) -> tup
         given: Dotted name -> origin of what the user has set.
         decision: What was decided.
     """
-    optim = {name: value for name, value in decision.optim.items() if f"optim.{name}" not in given}
     settings = make_strategy(**decision.strategy).settings
-    sections = {"strategy": settings, "optim": recipe.optim.model_copy(update=optim)}
     origins = {name: origin for name, origin in given.items() if not name.startswith("strategy.")}
     origins |= {f"strategy.{name}": decision.reason for name in decision.strategy}
-    origins |= {f"optim.{name}": "advisor: enough steps of few examples" for name in optim}
-    return recipe.model_copy(update=sections), origins
+    return recipe.model_copy(update={"strategy": settings}), origins

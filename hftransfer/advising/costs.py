@@ -13,7 +13,7 @@ from hftransfer.errors import AnatomyError, StrategyError
 from hftransfer.one_seed import Prepared
 from hftransfer.strategies import Strategy, make_strategy
 from hftransfer.strategies.freezing import transformers_model
-from hftransfer.training.defaults import STRATEGY_DEFAULTS
+from hftransfer.training.defaults import schedule_of
 
 MEASURED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Models that run on a text alone; others need outputs or choices as well, which are not made up here."""
@@ -45,6 +45,7 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
     usual = padded_texts(lengths, optim.per_device_train_batch_size)
     setting = _setting(prepared, 1.0, optim.per_device_train_batch_size, precision)
     rates = measure_rates(model, shape, plan, usual, setting, precision=precision, seconds=SECONDS)
+    batches_per_step = prepared.accelerator.num_processes * optim.gradient_accumulation_steps
     found = {}
     for candidate in candidates:
         strategy = make_strategy(**candidate.strategy)
@@ -53,9 +54,9 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
         except StrategyError:
             continue
         plans = plan_stages(stages, shape, adapters=_adapters(strategy, shape))
-        batch = int(candidate.optim.get("per_device_train_batch_size", optim.per_device_train_batch_size))
-        epochs = candidate.optim.get("num_train_epochs", STRATEGY_DEFAULTS[candidate.type].num_train_epochs)
-        setting = _setting(prepared, float(epochs), batch, precision)
+        schedule = schedule_of(candidate.type, prepared.recipe, prepared.known, len(lengths), batches_per_step)
+        batch = schedule["per_device_train_batch_size"]
+        setting = _setting(prepared, float(schedule["num_train_epochs"]), batch, precision)
         setting = replace(setting, cached=caches(plans, setting) and can_be_cut(model, plans))
         train = padded_texts(lengths, batch)
         validation = padded_texts(validation_lengths, optim.per_device_eval_batch_size)

@@ -35,9 +35,6 @@ def sentences(advice: Advice) -> list[str]:
             f"Recommended: {candidate.name} ({prediction.score:.3f}, 95 % interval {prediction.low:.3f} to "
             f"{prediction.high:.3f}). {_capital(advice.reason)}."
         )
-        if candidate.optim:
-            settings = ", ".join(f"optim.{name} {value}" for name, value in candidate.optim.items())
-            found.append(f"Few examples make few steps, so the schedule is longer than usual: {settings}.")
     agrees = advice.chosen is not None and advice.chosen.candidate.type == advice.tutorial[0]
     also = "the same" if agrees else advice.tutorial[0]
     found.append(f"The tutorial's table says {also}: {advice.tutorial[1]}.")
@@ -64,7 +61,6 @@ def as_data(advice: Advice) -> dict[str, Any]:
             {
                 "name": one.candidate.name,
                 "strategy": dict(one.candidate.strategy),
-                "optim": dict(one.candidate.optim),
                 "score": one.prediction.score,
                 "interval": [one.prediction.low, one.prediction.high],
                 "seconds": None if one.cost is None else one.cost.seconds,

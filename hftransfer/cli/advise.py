@@ -40,7 +40,7 @@ def advise(
     from hftransfer.advice import advise as advise_recipe
     from hftransfer.advising import words
 
-    found = advise_recipe(recipe, origins=RecipeConfig.origins)
+    found = advise_recipe(recipe)
     _print(words.as_data(found)) if json else print_verdict(words.verdict_of(found))
 
 

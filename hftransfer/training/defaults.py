@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
+from hftransfer.training_settings import USUAL_BATCH, enough_steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ STRATEGY_DEFAULTS: dict[str, Defaults] = {
 # A head on frozen features has nothing to forget and ends where its rate does; the best of ten epochs on some hundred
 # validation rows is the luckiest one (docs/quality.md).
 LAST_WEIGHTS = ("feature_extraction", "contrastive")
+
+# Its single epoch counts pairs of texts, of which a few examples make many, and a closed form fits the head.
+FIXED_SCHEDULES = ("contrastive",)
 
 # Not tuned: 100 lets a weight go about 0.01 from its pretrained value (`training.retention`), what some hundred steps
 # at 1.5e-4 move it at most; 0.7 is in the range of mixout's paper. `python -m benchmarks.retention` compares others.
@@ -93,6 +97,38 @@ def resolve(recipe: Recipe, given: Mapping[str, str] | None = None) -> tuple[Rec
         sections["evaluation"] = recipe.evaluation.model_copy(update={"keep": keep})
         origins["evaluation.keep"] = f"default of {recipe.strategy.type}"
     return recipe.model_copy(update=sections), origins
+
+
+def schedule_of(
+    strategy: str, recipe: Recipe, origins: Mapping[str, str], train_examples: int, batches_per_step: int = 1
+) -> dict[str, int]:
+    """Epochs and batch size of a training: what was given, or the strategy's, or what few examples need.
+
+    Who has set epochs or steps has chosen the schedule; who has set the batch size keeps it.
+
+    Args:
+        strategy: Its type; the recipe may have another.
+        recipe: Resolved.
+        origins: Where its values come from.
+        train_examples: Rows to train on.
+        batches_per_step: Devices times micro-steps of an optimizer step.
+
+    Returns:
+        `num_train_epochs` and `per_device_train_batch_size`.
+    """
+    optim = recipe.optim
+    epochs_open, batch_open = (
+        origins[f"optim.{name}"].startswith(("default", "derived"))
+        for name in ("num_train_epochs", "per_device_train_batch_size")
+    )
+    epochs = STRATEGY_DEFAULTS[strategy].num_train_epochs if epochs_open else optim.num_train_epochs
+    assert epochs is not None
+    batch = USUAL_BATCH if batch_open else optim.per_device_train_batch_size
+    found = {"num_train_epochs": epochs, "per_device_train_batch_size": batch}
+    if epochs_open and optim.max_steps is None and strategy not in FIXED_SCHEDULES:
+        kept = not batch_open
+        found |= enough_steps(train_examples, epochs, batch, batches_per_step=batches_per_step, keep_batch=kept)
+    return found
 
 
 def check_retain(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import did_you_mean
-from hftransfer.training.defaults import Origins, derive
+from hftransfer.training.defaults import STRATEGY_DEFAULTS, Origins, derive, schedule_of
 from hftransfer.training.streaming import Chunks
 
 if TYPE_CHECKING:
@@ -172,6 +173,30 @@ def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> Non
     else:
         found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
     origins["data.max_length"] = f"{reason}; {found}"
+
+
+def derive_schedule(recipe: Recipe, origins: Origins, train_examples: int, num_processes: int) -> Recipe:
+    """Smaller batches, then more epochs, where few examples would make few steps; evaluated as often as usual.
+
+    Args:
+        recipe: Resolved.
+        origins: Where its values come from.
+        train_examples: Rows to train on.
+        num_processes: Of the training.
+    """
+    per_step = num_processes * recipe.optim.gradient_accumulation_steps
+    found = schedule_of(recipe.strategy.type, recipe, origins, train_examples, per_step)
+    usual = recipe.optim
+    for name, value in found.items():
+        if value != getattr(usual, name):
+            reason = f"{train_examples:,} examples would make few steps (docs/strategies.md)"
+            recipe = derive(recipe, origins, "optim", name, value, reason)
+    epochs, batch = found["num_train_epochs"], found["per_device_train_batch_size"]
+    if epochs != usual.num_train_epochs and recipe.evaluation.every is None:
+        steps = epochs * max(1, math.ceil(train_examples / (batch * per_step)))
+        every = math.ceil(steps / STRATEGY_DEFAULTS[recipe.strategy.type].num_train_epochs)
+        return derive(recipe, origins, "evaluation", "every", every, "as often as with the usual number of epochs")
+    return recipe
 
 
 def encode_splits(task: Task, splits: Splits, loaded: LoadedModel, recipe: Recipe) -> dict[str, Features]:
