@@ -55,7 +55,7 @@ class Cell(NamedTuple):
 
 
 def read_rows(folder: Path, cell: Cell, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The training rows that a seed draws, and the test rows, which are the same for all."""
+    """The training rows that a seed draws, and the test rows, which are the same for all candidates."""
     import pandas as pd
 
     columns = {"text": "text", "label": "label", **DATA_SETS[cell.data_set]}
@@ -69,11 +69,14 @@ def read_rows(folder: Path, cell: Cell, seed: int) -> tuple[list[dict[str, Any]]
     texts = [name for role, name in columns.items() if role != "label"]
     train = train[~train.duplicated(texts)].merge(test[texts].assign(_seen=1).drop_duplicates(), how="left", on=texts)
     train = train[train["_seen"].isna()].drop(columns="_seen")
-    # No class may have a single row: the validation part could not be cut off by class.
+    # No class may have a single row: the validation part could not be cut off by class. Without training rows a class
+    # has no test rows either: nobody could get them right.
+    label = columns["label"]
     chosen = train.sample(n=cell.examples, random_state=seed)
-    counts = chosen[columns["label"]].value_counts()
-    chosen = chosen[chosen[columns["label"]].isin(counts[counts > 1].index)]
-    return chosen.to_dict("records"), test[:TEST_ROWS].to_dict("records")
+    counts = chosen[label].value_counts()
+    chosen = chosen[chosen[label].isin(counts[counts > 1].index)]
+    test = test[:TEST_ROWS]
+    return chosen.to_dict("records"), test[test[label].isin(set(chosen[label]))].to_dict("records")
 
 
 def recipe_values(cell: Cell, checkpoint: str, seed: int, folder: str) -> dict[str, Any]:

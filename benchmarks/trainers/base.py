@@ -17,6 +17,7 @@ from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.tasks.registry import build_task
 from hftransfer.training.defaults import resolve
 from hftransfer.training.precision import choose_precision
+from hftransfer.training.prepare import derive_schedule
 
 MAX_LENGTH = 512
 IGNORED = -100
@@ -65,7 +66,7 @@ class Baseline(ABC):
 
 def train(kind: type[Baseline], recipe: Recipe, folder: str) -> tuple[str, dict[str, dict[str, float]]]:
     """Train with the recipe's budget: the metric that chose the epoch, and the scores of validation and test data."""
-    recipe, _ = resolve(recipe)
+    recipe, origins = resolve(recipe)
     set_seed(recipe.seed)
     splits = load_splits(recipe.data, seed=recipe.seed, stratify=recipe.task.has_classes, task=recipe.task)
     assert splits.test is not None
@@ -79,6 +80,7 @@ def train(kind: type[Baseline], recipe: Recipe, folder: str) -> tuple[str, dict[
         name: (data, baseline.rows(data, training=name == "train"))
         for name, data in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
+    recipe = derive_schedule(recipe, origins, len(encoded["train"][1]), num_processes=1)
     auto_class = getattr(transformers, kind.auto_class)
     model = auto_class.from_pretrained(recipe.checkpoint, dtype=torch.float32, **baseline.model_options())
     # Saved under the names of an old checkpoint, the best epoch's norms would not be found again by the Trainer.

@@ -103,10 +103,15 @@ class Kept:
         finally:
             restore(model, live)
 
-    def after_evaluation(self, value: float, better: bool) -> None:
-        """Keep a copy of weights that were evaluated just now, if the rule asks for it."""
+    def after_evaluation(self, value: float, is_best: bool) -> None:
+        """Keep a copy of weights that were evaluated just now, if the rule asks for it.
+
+        Args:
+            value: Their score.
+            is_best: Whether no earlier weights have a better one.
+        """
         training, step = self.training, self.training.progress.step
-        if self.rule == "best" and better:
+        if self.rule == "best" and is_best:
             self.weights = copy_weights(training.model, training.learned_names)
         if self.rule == "soup" and not math.isnan(value):
             self.ingredients[step] = copy_weights(training.model, training.learned_names)

@@ -117,10 +117,8 @@ def schedule_of(
         `num_train_epochs` and `per_device_train_batch_size`.
     """
     optim = recipe.optim
-    epochs_open, batch_open = (
-        origins[f"optim.{name}"].startswith(("default", "derived"))
-        for name in ("num_train_epochs", "per_device_train_batch_size")
-    )
+    epochs_open = origins["optim.num_train_epochs"].startswith(("default of", "derived"))
+    batch_open = origins["optim.per_device_train_batch_size"].startswith(("default", "derived"))
     epochs = STRATEGY_DEFAULTS[strategy].num_train_epochs if epochs_open else optim.num_train_epochs
     assert epochs is not None
     batch = USUAL_BATCH if batch_open else optim.per_device_train_batch_size

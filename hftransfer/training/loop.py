@@ -377,13 +377,14 @@ class Training:
             scores = self.validation_scores(inner, now.inputs.splits["validation"])
         value = scores[self.metric]
         better = is_better(value, self.progress.best_score, self.metric)
-        if better:
+        # Of equals, which few rows make often, the later weights are kept: more was learned, and the rate has fallen.
+        kept = better or value == self.progress.best_score
+        if kept:
             self.progress.best_score, self.progress.best_step = value, self.progress.step
-            self.progress.best_scores, self.progress.evaluations_without_gain = scores, 0
-        else:
-            self.progress.evaluations_without_gain += 1
-        self.kept.after_evaluation(value, better)
-        now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, better)
+            self.progress.best_scores = scores
+        self.progress.evaluations_without_gain = 0 if better else self.progress.evaluations_without_gain + 1
+        self.kept.after_evaluation(value, kept)
+        now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, kept)
         self.progress.evaluation_due = False
         patience = self.recipe.evaluation.early_stopping_patience
         self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience

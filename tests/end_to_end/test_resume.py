@@ -203,6 +203,14 @@ def test_the_best_weights_of_an_early_stage_are_restored_whole(checkpoint, tmp_p
         assert torch.equal(tensor, seen[0][name]), name
 
 
+def test_of_equal_scores_the_later_weights_are_kept(checkpoint, tmp_path, monkeypatch):
+    seen = scripted_scores(monkeypatch, [0.4, 0.9, 0.9, 0.5])
+    run = train(a_recipe(checkpoint, tmp_path, evaluation={"every": 2}, optim={"max_steps": 8}))
+    assert run.metrics["training"]["best_step"] == 6
+    for (_, name), tensor in weights(run).items():
+        assert torch.equal(tensor, seen[2][name]), name
+
+
 def test_a_nan_score_never_becomes_the_best(checkpoint, tmp_path, monkeypatch):
     scripted_scores(monkeypatch, [float("nan"), 0.2, float("nan"), 0.1])
     run = train(a_recipe(checkpoint, tmp_path))
@@ -212,8 +220,8 @@ def test_a_nan_score_never_becomes_the_best(checkpoint, tmp_path, monkeypatch):
 def test_early_stopping_counts_evaluations_without_a_gain(checkpoint, tmp_path, monkeypatch):
     scripted_scores(monkeypatch, [0.1, 0.4, 0.4, 0.3, 0.9])
     run = train(a_recipe(checkpoint, tmp_path, evaluation={"every": 1, "early_stopping_patience": 2}))
-    assert run.metrics["training"]["steps"] == 4
-    assert run.metrics["training"]["best_step"] == 2
+    assert run.metrics["training"]["steps"] == 4, "a score that is as good is no gain"
+    assert run.metrics["training"]["best_step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from hftransfer.recipe import Recipe
 from hftransfer.strategy_settings import StrategySettings
-from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve
+from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve, schedule_of
 from hftransfer.training_settings import OptimSection
 
 # A section may serve several strategies.
@@ -70,3 +70,29 @@ def test_a_derived_value_names_its_reason():
     assert changed.data.max_length == 77
     assert recipe.data.max_length is None
     assert origins["data.max_length"] == "derived: the model's limit"
+
+
+def schedule(strategy, examples, batches_per_step=1, **optim):
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy=strategy, optim=optim))
+    return tuple(schedule_of(strategy, recipe, origins, examples, batches_per_step).values())
+
+
+def test_few_examples_are_learned_in_smaller_batches_then_in_more_epochs():
+    assert schedule("full_fine_tuning", 3000) == (5, 32)
+    assert schedule("full_fine_tuning", 450) == (5, 16)
+    assert schedule("full_fine_tuning", 45) == (17, 8)
+    assert schedule("full_fine_tuning", 3000, batches_per_step=8) == (5, 16)
+
+
+def test_a_schedule_that_was_given_stays():
+    assert schedule("full_fine_tuning", 45, num_train_epochs=2) == (2, 32)
+    assert schedule("full_fine_tuning", 45, max_steps=7) == (5, 32)
+    assert schedule("full_fine_tuning", 45, per_device_train_batch_size=16) == (34, 16)
+    assert schedule("contrastive", 45) == (1, 32)
+
+
+def test_another_strategy_takes_its_own_epochs_where_none_were_given():
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy="full_fine_tuning"))
+    assert schedule_of("feature_extraction", recipe, origins, 5000)["num_train_epochs"] == 10
+    recipe, origins = resolve(Recipe(checkpoint="x", optim={"num_train_epochs": 2}))
+    assert schedule_of("feature_extraction", recipe, origins, 5000)["num_train_epochs"] == 2

@@ -12,7 +12,8 @@ from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.registry import build_task
 from hftransfer.tasks.text_classification import TextClassificationTask
-from hftransfer.training.prepare import derive_max_length, explain_max_length, load_pretrained
+from hftransfer.training.defaults import resolve
+from hftransfer.training.prepare import derive_max_length, derive_schedule, explain_max_length, load_pretrained
 from tests.tiny_models import write_tiny_checkpoint
 
 
@@ -55,3 +56,28 @@ def test_max_length_comes_from_the_models_limit_and_the_data(checkpoints: Path, 
         512,
         "derived: holds 99.3% of the training inputs; the model takes 2,048; 0.7% of the training examples are longer",
     )
+
+
+def test_few_examples_change_the_schedule_with_a_reason_and_no_more_evaluations() -> None:
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy="full_fine_tuning"))
+    found = derive_schedule(recipe, origins, 45, num_processes=1)
+    optim = found.optim
+    assert (optim.num_train_epochs, optim.per_device_train_batch_size, found.evaluation.every) == (17, 8, 21)
+    for name in ("optim.num_train_epochs", "optim.per_device_train_batch_size"):
+        assert origins[name] == "derived: 45 examples would make few steps (docs/strategies.md)"
+    assert origins["evaluation.every"].startswith("derived: as often as")
+    again = derive_schedule(found, origins, 45, num_processes=1)
+    assert again == found
+
+
+@pytest.mark.parametrize(("examples", "processes", "batch"), [(3000, 1, 32), (450, 1, 16), (3000, 8, 16)])
+def test_an_epoch_is_evaluated_where_epochs_are_the_usual_ones(examples: int, processes: int, batch: int) -> None:
+    recipe, origins = resolve(Recipe(checkpoint="x", strategy="full_fine_tuning"))
+    found = derive_schedule(recipe, origins, examples, processes)
+    assert (found.optim.num_train_epochs, found.optim.per_device_train_batch_size) == (5, batch)
+    assert found.evaluation.every is None
+
+
+def test_evaluations_that_were_asked_for_stay() -> None:
+    recipe, origins = resolve(Recipe(checkpoint="x", evaluation={"every": 7}))
+    assert derive_schedule(recipe, origins, 20, num_processes=1).evaluation.every == 7
