@@ -10,8 +10,9 @@ from pydantic import Field, PositiveInt, model_validator
 from hftransfer.strategy_settings import Fraction, Rate, Section
 
 USUAL_BATCH, SMALLEST_BATCH = 32, 8
-ENOUGH_STEPS = 100
-"""With fewer optimizer steps a model stays near where it began, whatever the strategy (arXiv:2006.04884, section 6)."""
+ENOUGH_STEPS = 300
+"""With fewer optimizer steps a model stays near where it began, whatever the strategy (arXiv:2006.04884, section 6;
+docs/decisions/0028-steps-of-few-examples.md)."""
 
 
 class OptimSection(Section):
