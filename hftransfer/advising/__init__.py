@@ -33,6 +33,7 @@ from hftransfer.models.load import possible_poolings
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
+from hftransfer.training_settings import ENOUGH_STEPS
 
 if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
@@ -206,11 +207,23 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
         reason_for(rated, chosen, reading),
         tutorial,
         tuple(changes),
-        tuple(cautions(facts, reading, str(prepared.recipe.evaluation.metric))),
+        (*cautions(facts, reading, str(prepared.recipe.evaluation.metric)), *few_steps(prepared)),
         encoded,
         time.perf_counter() - started,
         situation,
     )
+
+
+def few_steps(prepared: Prepared) -> list[str]:
+    """That the user's schedule makes fewer steps than those of the trainings that the rules were fitted on."""
+    optim, rows = prepared.recipe.optim, len(prepared.data.features["train"])
+    batch = optim.per_device_train_batch_size * optim.gradient_accumulation_steps * prepared.accelerator.num_processes
+    steps = optim.max_steps or (optim.num_train_epochs or 1) * math.ceil(rows / batch)
+    if steps >= ENOUGH_STEPS:
+        return []
+    return [
+        f"The rules were fitted on trainings of {ENOUGH_STEPS} steps or more; the schedule that you set makes {steps}."
+    ]
 
 
 def reason_for(options: Sequence[Option], chosen: Option, reading: Reading) -> str:

@@ -54,6 +54,7 @@ def test_the_choice_is_trained_and_kept(checkpoints, tmp_path, capsys):
     assert text.startswith(f"# {advice.title}: Recommended: {chosen}")
     assert run.recipe.strategy.type == chosen
     assert run.recipe.optim.max_steps == 2
+    assert any("the schedule that was set makes 2." in sentence for sentence in advice.words)
     out = " ".join(capsys.readouterr().out.split())
     assert f"strategy.type │ {chosen} │ advisor:" in out
     assert advice.title in run.report_file.read_text(encoding="utf-8")
