@@ -6,13 +6,14 @@ refusals that are listed here.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import transformers
 
 from hftransfer.errors import StrategyError
-from hftransfer.models.anatomy import analyse
+from hftransfer.models.anatomy import Anatomy, analyse
 from hftransfer.strategies import make_strategy
 from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.registry import TASKS
@@ -30,13 +31,18 @@ def has_head(task: str, family: str) -> bool:
     return type(FAMILIES[family].config()) in auto_class._model_mapping and TASKS[task].suits(family)
 
 
+@cache
+def anatomy_of(task: str, family: str) -> Anatomy:
+    """What a family's model for a task is made of; all strategies are asked about the same one."""
+    return analyse(tiny_model(getattr(transformers, TASKS[task].class_for(family)), family))
+
+
 def refusal(task: str, family: str, strategy: str) -> str | None:
     """Why a strategy does not train this task on this family; None where it does."""
     if not has_head(task, family):
         return f"there is no {TASKS[task].auto_class} for {family}"
-    model = tiny_model(getattr(transformers, TASKS[task].class_for(family)), family)
     try:
-        make_strategy(strategy, **SETTINGS.get(strategy, {})).stages(analyse(model))
+        make_strategy(strategy, **SETTINGS.get(strategy, {})).stages(anatomy_of(task, family))
     except StrategyError as error:
         return str(error)
     return None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hftransfer.models.load import LoadedModel
+
+
+def copied(loaded: LoadedModel) -> LoadedModel:
+    """A loaded model that may be changed; the given one stays as it was read."""
+    return replace(loaded, model=deepcopy(loaded.model), tokenizer=deepcopy(loaded.tokenizer))
 
 
 def train_all_stages(

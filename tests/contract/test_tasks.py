@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from hftransfer import make_strategy
 from hftransfer.caching.states import model_inputs
 from hftransfer.errors import CheckpointError, StrategyError
 from hftransfer.inference import TrainedModel
-from hftransfer.models.load import load_model
+from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategies.registry import STRATEGIES
+from hftransfer.tasks.base import Task
 from hftransfer.tasks.registry import TASKS, build_task, saved_settings
 from scripts.write_task_matrix import PAGE, SETTINGS, SHOWN, has_head, page_text, refusal
-from tests.contract.stages import train_all_stages
+from tests.contract.stages import copied, train_all_stages
 from tests.tiny_models import FAMILIES
 
 TEXTS = ["the film was great", "a boring book", "we liked the music very much .", "sad"]
@@ -72,15 +74,36 @@ def first_output(outputs: Any) -> torch.Tensor:
     return outputs.start_logits if "start_logits" in outputs else outputs.logits
 
 
+def build(name: str) -> tuple[Task, Dataset]:
+    """A task and its examples."""
+    columns, examples = EXAMPLES[name]
+    rows = Dataset.from_dict(examples)
+    return build_task(Recipe(checkpoint="m", task=name).task, DataSection(**columns), rows), rows
+
+
+@pytest.fixture(scope="module")
+def load(checkpoints: Path) -> Callable[[str, str], LoadedModel]:
+    """A copy of a family's model for a task, which is read once for all strategies."""
+    read: dict[tuple[str, str], LoadedModel] = {}
+
+    def loaded(name: str, family: str) -> LoadedModel:
+        if (name, family) not in read:
+            task, _ = build(name)
+            overrides = task.config_overrides()
+            read[name, family] = load_model(
+                str(checkpoints / family), task.auto_class, config_overrides=overrides, seed=1
+            )
+        return copied(read[name, family])
+
+    return loaded
+
+
 @pytest.mark.parametrize(("name", "family", "strategy_name"), CASES)
 def test_strategy_trains_task_on_family(
-    name: str, family: str, strategy_name: str, checkpoints: Path, tmp_path: Path
+    name: str, family: str, strategy_name: str, load: Callable[[str, str], LoadedModel], tmp_path: Path
 ) -> None:
-    columns, examples = EXAMPLES[name]
-    data, rows = DataSection(**columns), Dataset.from_dict(examples)
-    settings = Recipe(checkpoint="m", task=name).task
-    task = build_task(settings, data, rows)
-    loaded = load_model(str(checkpoints / family), task.auto_class, config_overrides=task.config_overrides(), seed=1)
+    (task, rows), loaded = build(name), load(name, family)
+    settings, data = Recipe(checkpoint="m", task=name).task, DataSection(**EXAMPLES[name][0])
     task.attach(loaded.model, loaded.tokenizer)
     strategy = make_strategy(strategy_name, **SETTINGS.get(strategy_name, {}))
     if refusal(name, family, strategy_name) is not None:
