@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,42 @@ def train(folder: Path, checkpoint: Path, strategy: str = "feature_extraction", 
     return finetune(Recipe(**recipe), train=ROWS[:48], validation=ROWS[48:])
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A run that filled a cache; others take a copy of it."""
+
+    run: Run
+    states: Path
+
+    def put(self, states: Path) -> Run:
+        """Leave the cache as the run left it; returns the run."""
+        if self.states.exists():
+            shutil.copytree(self.states, states)
+        return self.run
+
+
+@pytest.fixture(scope="module")
+def trained(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Stored]:
+    """What several tests begin with or compare with, trained once: a strategy's run, each with a cache of its own."""
+    made: dict[str, Stored] = {}
+
+    def make(strategy: str = "feature_extraction", **sections: Any) -> Stored:
+        key = repr((strategy, sections))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("trained")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HFTRANSFER_CACHE", str(folder / "states"))
+                patch.setattr(loop, "LOG_EVERY", 1)
+                made[key] = Stored(train(folder / "run", bert, strategy, **sections), folder / "states")
+        return made[key]
+
+    return make
+
+
+Trained = Callable[..., Stored]
+UNCACHED = {"cache": {"max_bytes": 0}}
+
+
 def losses(run: Run) -> list[float]:
     return [record["loss"] for record in run.log if "loss" in record]
 
@@ -70,9 +107,8 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, bert: Path, tmp_path: Path) -> None:
-    plain = train(tmp_path / "plain", bert, strategy, cache={"max_bytes": 0})
-    cached = train(tmp_path / "cached", bert, strategy)
+def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, trained: Trained) -> None:
+    plain, cached = trained(strategy, **UNCACHED).run, trained(strategy).run
     assert "cache_served_rows" in facts(cached)
     assert facts(cached)["cache_encoded_rows"] > 0
     assert facts(cached)["cache_served_rows"] >= len(losses(cached)) // 4 * 8
@@ -106,18 +142,22 @@ def test_under_autocast_the_cache_is_used_as_well(strategy: str, bert: Path, tmp
     assert sum(losses(cached)) == pytest.approx(sum(losses(plain)), abs=1e-3 * len(losses(plain)))
 
 
-def test_a_run_that_finds_its_states_is_bit_equal_to_the_one_that_stored_them(bert: Path, tmp_path: Path) -> None:
-    first, second = (train(tmp_path / name, bert, "top_layers") for name in ("first", "second"))
+def test_a_run_that_finds_its_states_is_bit_equal_to_the_one_that_stored_them(
+    trained: Trained, bert: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    first = trained("top_layers").put(own_cache)
+    second = train(tmp_path / "second", bert, "top_layers")
     assert (facts(first)["cache_encoded_rows"] > 0, facts(second)["cache_encoded_rows"]) == (True, 0)
     assert losses(first) == losses(second)
     for name, expected in weights(first).items():
         assert torch.equal(weights(second)[name], expected), name
 
 
-def test_one_pass_serves_all_stages_of_gradual_unfreezing(bert: Path, tmp_path: Path, own_cache: Path) -> None:
-    run = train(tmp_path / "run", bert, "gradual_unfreezing")
+def test_one_pass_serves_all_stages_of_gradual_unfreezing(trained: Trained) -> None:
+    stored = trained("gradual_unfreezing")
+    run = stored.run
     # Boundaries 4, 3 and 1: at 1 there is nothing but embeddings to keep.
-    spaces = [json.loads(path.read_text())["boundary"] for path in own_cache.glob("*/key.json")]
+    spaces = [json.loads(path.read_text())["boundary"] for path in stored.states.glob("*/key.json")]
     assert sorted(spaces) == [3, 4]
     assert facts(run)["cache_encoded_rows"] == len({row["text"] for row in ROWS[:48]}) + len(
         {row["text"] for row in ROWS[48:]} - {row["text"] for row in ROWS[:48]}
@@ -125,8 +165,10 @@ def test_one_pass_serves_all_stages_of_gradual_unfreezing(bert: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("change", ["seed", "rate", "head", "validation"])
-def test_what_does_not_touch_the_states_finds_them(change: str, bert: Path, tmp_path: Path) -> None:
-    train(tmp_path / "first", bert)
+def test_what_does_not_touch_the_states_finds_them(
+    change: str, trained: Trained, bert: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    trained().put(own_cache)
     sections: dict[str, Any] = {
         "seed": {"seed": 99},
         "rate": {"optim": {"num_train_epochs": 4, "learning_rate": 1e-2}},
@@ -138,9 +180,9 @@ def test_what_does_not_touch_the_states_finds_them(change: str, bert: Path, tmp_
 
 @pytest.mark.parametrize("change", ["weights", "text", "max_length", "boundary", "dtype", "pooling", "attention heads"])
 def test_what_touches_the_states_misses(
-    change: str, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, trained: Trained, bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = train(tmp_path / "first", bert)
+    first = trained().put(own_cache)
     checkpoint, sections, strategy = bert, {}, "feature_extraction"
     if change in ("weights", "attention heads"):
         checkpoint = Path(shutil.copytree(bert, tmp_path / "checkpoint"))
@@ -173,24 +215,26 @@ def test_what_touches_the_states_misses(
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("strategy", ["feature_extraction", "top_layers"])
-def test_losses_in_half_precision_stay_close(dtype: str, strategy: str, bert: Path, tmp_path: Path) -> None:
-    exact = train(tmp_path / "exact", bert, strategy, optim={"num_train_epochs": 2, "learning_rate": 1e-3})
-    half = train(
-        tmp_path / "half",
-        bert,
-        strategy,
-        optim={"num_train_epochs": 2, "learning_rate": 1e-3},
-        cache={"dtype": dtype},
-    )
+def test_losses_in_half_precision_stay_close(
+    dtype: str, strategy: str, trained: Trained, bert: Path, tmp_path: Path
+) -> None:
+    optim = {"num_train_epochs": 2, "learning_rate": 1e-3}
+    exact = trained(strategy, optim=optim).run
+    half = train(tmp_path / "half", bert, strategy, optim=optim, cache={"dtype": dtype})
     assert losses(half) != losses(exact)
     assert losses(half) == pytest.approx(losses(exact), abs=1e-3)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2500])
 def test_beyond_the_budget_states_are_recomputed(
-    max_bytes: int, bert: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+    max_bytes: int,
+    trained: Trained,
+    bert: Path,
+    tmp_path: Path,
+    own_cache: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain = train(tmp_path / "plain", bert, cache={"max_bytes": 0})
+    plain = trained(**UNCACHED).run
     run = train(tmp_path / "run", bert, cache={"max_bytes": max_bytes})
     assert facts(run)["cache_recomputed_rows"] > 0
     assert (facts(run)["cache_served_rows"] > 0) == (max_bytes > 1)
@@ -209,9 +253,13 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
 
 
 def test_a_model_that_would_give_other_numbers_runs_uncached(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Trained,
+    bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain = train(tmp_path / "plain", bert, cache={"max_bytes": 0})
+    plain = trained(**UNCACHED).run
     monkeypatch.setattr("hftransfer.caching.boundary.CHECK_TOLERANCE", -1.0)
     run = train(tmp_path / "run", bert)
     assert "no feature cache: BertForSequenceClassification differs by" in capsys.readouterr().out
