@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from hftransfer.errors import AnatomyError, CheckpointError
 from hftransfer.models.families import FAMILIES, Family
@@ -151,9 +152,11 @@ def check_model_size(model_class: Any, config: PretrainedConfig, folder: Path, s
     Raises:
         CheckpointError: With both sizes.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    # Drawing values that are never there takes longer than building the model; tied weights count once all the same.
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), no_init_weights():
         build = getattr(model_class, "from_config", model_class)
         model = build(config)
+    model.tie_weights()
     elements = sum(parameter.numel() for parameter in model.parameters())
     bytes_beside = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     if elements > 2 * stored.elements + SLACK:
