@@ -6,6 +6,7 @@ The strategies that train the head alone are refused where the head is the embed
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.base import Task
 from hftransfer.tasks.registry import TASKS as TASK_CLASSES
 from hftransfer.tasks.registry import build_task
-from tests.contract.stages import train_all_stages
+from tests.contract.stages import copied, train_all_stages
 from tests.tiny_models import LANGUAGE_MODELS, WORDS
 
 SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezing": {"stages": 3}, "lora": {"r": 2}}
@@ -43,9 +44,15 @@ ROWS = Dataset.from_dict(
 )
 
 
-def load(task: str, family: str, language_models: Path) -> tuple[Task, LoadedModel]:
+@cache
+def read(task: str, family: str, language_models: Path) -> LoadedModel:
+    """A family's model, read once for all strategies, which get copies."""
     auto_class = TASK_CLASSES[task].class_for(family)
-    loaded = load_model(str(language_models / family / auto_class), auto_class, config_overrides={}, seed=1)
+    return load_model(str(language_models / family / auto_class), auto_class, config_overrides={}, seed=1)
+
+
+def load(task: str, family: str, language_models: Path) -> tuple[Task, LoadedModel]:
+    loaded = copied(read(task, family, language_models))
     assert loaded.fresh_parameters == ()
     built = build_task(
         Recipe(checkpoint="m", task={"type": task, **TASK_SETTINGS.get(task, {})}).task, DataSection(), ROWS
