@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from hftransfer.cli.main import main
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 LAUNCH_SECONDS = 280
@@ -38,14 +38,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def torchrun(processes: int) -> list[str]:
     """The part of a command line that starts so many processes."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
@@ -65,19 +57,51 @@ def launch(folder: Path, launcher: Sequence[str], script: str, settings: object,
     Returns:
         What was printed.
     """
+    write_script(folder, script, settings)
+    arguments = [*launcher, str(folder / "script.py"), str(folder / "settings.json")]
+    return _run(folder, arguments, {"HFTRANSFER_CACHE": str(folder / "states"), **environment})
+
+
+def fork_ranks(folder: Path, script: str, jobs: Mapping[Path, tuple[int, object]], **environment: str | None) -> str:
+    """Run a script once for every job, each with a feature cache of its own, in ranks that one process forks.
+
+    What a launcher does beside starting ranks is left out; where that matters, use `launch`.
+
+    Args:
+        folder: Where the list of jobs is written.
+        script: As of `launch`.
+        jobs: Working folder of a job -> how many ranks it has, and its settings.
+        environment: As of `launch`.
+
+    Returns:
+        What was printed.
+    """
+    listed = []
+    for place, (processes, settings) in jobs.items():
+        write_script(place, script, settings)
+        listed.append({"folder": str(place), "processes": processes})
+    (folder / "jobs.json").write_text(json.dumps(listed))
+    return _run(folder, ["-m", "tests.forked_ranks", str(folder / "jobs.json")], environment)
+
+
+def write_script(folder: Path, script: str, settings: object) -> None:
+    """Write a script and its settings, as JSON."""
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "script.py").write_text(script)
+
+
+def _run(folder: Path, arguments: Sequence[str], environment: Mapping[str, str | None]) -> str:
+    """Run the interpreter with one thread, offline and without a GPU; what was printed."""
     known = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
-        "HFTRANSFER_CACHE": str(folder / "states"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         **environment,
     }
     finished = subprocess.run(
-        [sys.executable, *launcher, str(folder / "script.py"), str(folder / "settings.json")],
+        [sys.executable, *arguments],
         env={name: value for name, value in known.items() if value is not None},
         cwd=folder,
         capture_output=True,

@@ -97,8 +97,8 @@ for name, recipe in settings["recipes"].items():
 """
 
 
-def launch(folder, checkpoints, processes):
-    """Run all settings in one launch; a global batch has 8 rows however many processes there are."""
+def job(folder, checkpoints, processes):
+    """All settings in so many processes; a global batch has 8 rows however many there are."""
     folder.mkdir()
     recipes = {
         name: {
@@ -117,10 +117,7 @@ def launch(folder, checkpoints, processes):
         }
         for name, strategy, accumulation, task in SETTINGS
     }
-    settings = {"rows": ROWS, "recipes": recipes}
-    # A feature cache of its own: two processes must share the encoding, not find what one process left.
-    running.launch(folder, running.torchrun(processes), SCRIPT, settings, ACCELERATE_MIXED_PRECISION="no")
-    return folder
+    return processes, {"rows": ROWS, "recipes": recipes}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +126,11 @@ def runs(tmp_path_factory):
     for path in {"bert/AutoModel", *CHECKPOINTS.values()}:
         family, auto_class = path.split("/")
         write_tiny_checkpoint(base / path, family, 0.0, auto_class=getattr(transformers, auto_class))
-    return launch(base / "one", base, 1), launch(base / "two", base, 2)
+    # Feature caches of their own: two processes must share the encoding, not find what one process left.
+    folders = (base / "one", base / "two")
+    jobs = {folder: job(folder, base, processes) for processes, folder in enumerate(folders, start=1)}
+    running.fork_ranks(base, SCRIPT, jobs, ACCELERATE_MIXED_PRECISION="no")
+    return folders
 
 
 def noted(folder, rank):

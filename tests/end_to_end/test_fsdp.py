@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hftransfer.inference import predict
 from tests import running
+from tests.ports import free_port
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ def launch(folder: Path, checkpoint: Path, config: str, resumed: Sequence[str] =
     }
     settings = {"rows": ROWS, "recipes": recipes, "resumed": resumed, "noted": str(folder / "noted.json")}
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / config)]
-    launcher += ["--num_processes", "2", "--main_process_port", str(running.free_port()), "--mixed_precision", "no"]
+    launcher += ["--num_processes", "2", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
     # The launcher says the precision.
     output = running.launch(folder, launcher, SCRIPT, settings, ACCELERATE_MIXED_PRECISION=None)
     (folder / "output.txt").write_text(output)

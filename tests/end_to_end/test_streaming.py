@@ -207,19 +207,21 @@ with open(f"{recipe.output_dir}/seen-{noted.rank}.json", "w") as file:
 """
 
 
-def launch(base, folder, processes):
+def job(base, folder, processes):
     folder.mkdir()
-    recipe = settings(
-        base, folder / "run", optim={"per_device_train_batch_size": 4 // processes}, strategy="gradual_unfreezing"
-    )
-    running.launch(folder, running.torchrun(processes), SCRIPT, recipe)
-    return [json.loads((folder / "run" / f"seen-{rank}.json").read_text()) for rank in range(processes)]
+    optim = {"per_device_train_batch_size": 4 // processes}
+    return processes, settings(base, folder / "run", optim=optim, strategy="gradual_unfreezing")
+
+
+def seen(folder, rank):
+    return json.loads((folder / "run" / f"seen-{rank}.json").read_text())
 
 
 @pytest.mark.slow
 def test_two_processes_see_the_order_of_one(base, tmp_path):
-    (alone,) = launch(base, tmp_path / "one", 1)
-    first, second = launch(base, tmp_path / "two", 2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    running.fork_ranks(tmp_path, SCRIPT, {one: job(base, one, 1), two: job(base, two, 2)})
+    alone, first, second = seen(one, 0), seen(two, 0), seen(two, 1)
     assert [a + b for a, b in zip(first, second, strict=True)] == alone
     models = [load_file(tmp_path / name / "run" / "model" / "model.safetensors") for name in ("one", "two")]
     assert models[0].keys() == models[1].keys()

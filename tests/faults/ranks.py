@@ -22,7 +22,8 @@ from tests.faults.workshop import (
     log,
     resumed_step,
 )
-from tests.running import ROOT, free_port, torchrun, write_rows
+from tests.ports import free_port
+from tests.running import ROOT, torchrun, write_rows
 from tests.tiny_models import write_tiny_checkpoint
 
 FAULT = "one of two ranks killed under torchrun; one of two asked to end; resumed on 1 process after 2 and 2 after 1"
