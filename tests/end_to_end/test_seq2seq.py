@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hftransfer import Run, predict
-from tests.running import command, flags, launch, write_rows
+from hftransfer import Recipe, Run, finetune, predict
+from tests.running import command, flags, write_rows
 from tests.tiny_models import WORDS
 
 ROWS: list[dict[str, Any]] = [
@@ -127,27 +129,27 @@ def test_mistakes_are_one_line(
     assert message in lines[0]
 
 
-MIXED = """
-import json, sys
-from hftransfer import Recipe, finetune
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Autocast in bf16; Accelerate keeps the precision of its first user for the whole process, unless it is reset."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
-settings = json.loads(open(sys.argv[1]).read())
-run = finetune(Recipe(**settings["recipe"]), train=settings["rows"], validation=settings["rows"][:4])
-print(run.metrics["training"]["mixed_precision"])
-"""
 
-
+@pytest.mark.usefixtures("bf16")
 def test_what_generates_in_a_bf16_training_sees_the_precision_of_its_frozen_weights(
     language_models: Path, tmp_path: Path
 ) -> None:
     """generate() goes around the forward that Accelerate wraps, and meets frozen weights that were cast to bf16."""
-    recipe = {
-        "checkpoint": str(language_models / "t5" / "AutoModelForSeq2SeqLM"),
-        "data": {"text": "source", "label": "target"},
-        "task": {"type": "seq2seq", "max_new_tokens": 3},
-        "strategy": {"type": "lora"},
-        "optim": {"max_steps": 1, "per_device_train_batch_size": 4},
-        "output_dir": str(tmp_path / "run"),
-    }
-    settings = {"recipe": recipe, "rows": ROWS[:8]}
-    assert "bf16" in launch(tmp_path, [], MIXED, settings, ACCELERATE_MIXED_PRECISION="bf16")
+    recipe = Recipe(
+        checkpoint=str(language_models / "t5" / "AutoModelForSeq2SeqLM"),
+        data={"text": "source", "label": "target"},
+        task={"type": "seq2seq", "max_new_tokens": 3},
+        strategy={"type": "lora"},
+        optim={"max_steps": 1, "per_device_train_batch_size": 4},
+        output_dir=str(tmp_path / "run"),
+    )
+    run = finetune(recipe, train=ROWS[:8], validation=ROWS[:4])
+    assert run.metrics["training"]["mixed_precision"] == "bf16"
