@@ -222,7 +222,7 @@ def few_steps(prepared: Prepared) -> list[str]:
     if steps >= ENOUGH_STEPS:
         return []
     return [
-        f"The rules were fitted on trainings of {ENOUGH_STEPS} steps or more; the schedule that you set makes {steps}."
+        f"The rules were fitted on trainings of at least {ENOUGH_STEPS} steps; the schedule that was set makes {steps}."
     ]
 
 
