@@ -29,6 +29,7 @@ import pandas as pd
 
 from benchmarks import records
 from hftransfer import Recipe, Run, finetune
+from hftransfer.training.defaults import STRATEGY_DEFAULTS
 
 DATA_SETS = {"scicite": "f1_macro", "trec6": "accuracy"}
 """Data set -> the metric that chooses and is shown."""
@@ -127,7 +128,7 @@ def write_replay(data: Path, file: Path) -> str:
 
 
 def recipe_of(cell: Cell, arguments: argparse.Namespace, folder: Path) -> Recipe:
-    """The recipe of a cell: the strategy's own defaults, with what the remedy changes."""
+    """The recipe of a cell: the strategy's own rate and epochs in batches of 32, with what the remedy changes."""
     paths = write_data(Path(arguments.data) / cell.data, folder / "data", arguments.examples)
     remedy, _, strength = cell.remedy.partition(":")
     changes = {name: dict(part) if isinstance(part, dict) else part for name, part in REMEDIES[remedy].items()}
@@ -136,6 +137,9 @@ def recipe_of(cell: Cell, arguments: argparse.Namespace, folder: Path) -> Recipe
     if remedy == "replay":
         paths["replay"] = write_replay(Path(arguments.data), folder / "data" / "replay.parquet")
     changes["evaluation"] = {"metric": DATA_SETS[cell.data], **changes.get("evaluation", {})}
+    strategy = str(changes.setdefault("strategy", "full_fine_tuning"))
+    epochs = STRATEGY_DEFAULTS[strategy].num_train_epochs
+    changes["optim"] = {"num_train_epochs": epochs, **changes.get("optim", {})}
     return Recipe(
         checkpoint=arguments.checkpoint,
         data={**paths, "max_length": 128, **changes.pop("data", {})},
