@@ -1,4 +1,4 @@
-"""What more optimizer steps, or other rates by depth, do where there are few examples.
+"""What more optimizer steps, or other rates of layers and head, do where there are few examples.
 
     python -m benchmarks.schedules run trec6:50 sst2:200 --checkpoint DIR --data DIR --variants full_fine_tuning \\
         full_fine_tuning,steps=100,layer_decay=1.0
@@ -29,26 +29,28 @@ RESULTS = Path(__file__).parent / "results" / "schedules.jsonl"
 DRAWS = 10_000
 
 
+RATES = ("layer_decay", "head_learning_rate")
+
+
 class Variant(NamedTuple):
-    """`STRATEGY[,steps=N][,layer_decay=X]`."""
+    """`STRATEGY[,steps=N][,layer_decay=X][,head_learning_rate=X]`."""
 
     strategy: str
     steps: int
-    layer_decay: float | None
+    rates: tuple[tuple[str, float], ...]
 
     @classmethod
     def parse(cls, text: str) -> Variant:
         """Read a variant as it is written on the command line."""
         strategy, *settings = text.split(",")
         values = dict(setting.split("=", 1) for setting in settings if "=" in setting)
-        if len(values) < len(settings) or values.keys() - {"steps", "layer_decay"}:
-            raise argparse.ArgumentTypeError(f"{text}: write STRATEGY[,steps=N][,layer_decay=X]")
-        decay = values.get("layer_decay")
-        return cls(strategy, int(values.get("steps", 0)), None if decay is None else float(decay))
+        if len(values) < len(settings) or values.keys() - {"steps", *RATES}:
+            raise argparse.ArgumentTypeError(f"{text}: write {cls.__doc__}")
+        rates = tuple((name, float(values[name])) for name in RATES if name in values)
+        return cls(strategy, int(values.get("steps", 0)), rates)
 
     def __str__(self) -> str:
-        decay = "" if self.layer_decay is None else f",layer_decay={self.layer_decay:g}"
-        return f"{self.strategy},steps={self.steps}{decay}"
+        return ",".join([self.strategy, f"steps={self.steps}", *(f"{name}={value:g}" for name, value in self.rates)])
 
     def settings(self, train_examples: int) -> dict[str, Any]:
         """The settings of strategy, optimisation and evaluation; as many evaluations as with the usual epochs."""
@@ -59,8 +61,7 @@ class Variant(NamedTuple):
         optim: dict[str, Any] = {"num_train_epochs": usual, "per_device_train_batch_size": USUAL_BATCH}
         optim |= enough_steps(train_examples, usual, enough=self.steps)
         steps = optim["num_train_epochs"] * math.ceil(train_examples / optim["per_device_train_batch_size"])
-        if self.layer_decay is not None:
-            optim["layer_decay"] = self.layer_decay
+        optim |= dict(self.rates)
         evaluation = {"every": math.ceil(steps / usual)}
         return {"strategy": {"type": self.strategy}, "optim": optim, "evaluation": evaluation}
 
