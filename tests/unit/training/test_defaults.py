@@ -79,15 +79,15 @@ def schedule(strategy, examples, batches_per_step=1, **optim):
 
 def test_few_examples_are_learned_in_smaller_batches_then_in_more_epochs():
     assert schedule("full_fine_tuning", 3000) == (5, 32)
-    assert schedule("full_fine_tuning", 450) == (5, 16)
-    assert schedule("full_fine_tuning", 45) == (17, 8)
-    assert schedule("full_fine_tuning", 3000, batches_per_step=8) == (5, 16)
+    assert schedule("full_fine_tuning", 1000) == (5, 16)
+    assert schedule("full_fine_tuning", 45) == (50, 8)
+    assert schedule("full_fine_tuning", 8000, batches_per_step=8) == (5, 16)
 
 
 def test_a_schedule_that_was_given_stays():
     assert schedule("full_fine_tuning", 45, num_train_epochs=2) == (2, 32)
     assert schedule("full_fine_tuning", 45, max_steps=7) == (5, 32)
-    assert schedule("full_fine_tuning", 45, per_device_train_batch_size=16) == (34, 16)
+    assert schedule("full_fine_tuning", 45, per_device_train_batch_size=16) == (100, 16)
     assert schedule("contrastive", 45) == (1, 32)
 
 

@@ -62,7 +62,7 @@ def test_few_examples_change_the_schedule_with_a_reason_and_no_more_evaluations(
     recipe, origins = resolve(Recipe(checkpoint="x", strategy="full_fine_tuning"))
     found = derive_schedule(recipe, origins, 45, num_processes=1)
     optim = found.optim
-    assert (optim.num_train_epochs, optim.per_device_train_batch_size, found.evaluation.every) == (17, 8, 21)
+    assert (optim.num_train_epochs, optim.per_device_train_batch_size, found.evaluation.every) == (50, 8, 60)
     for name in ("optim.num_train_epochs", "optim.per_device_train_batch_size"):
         assert origins[name] == "derived: 45 examples would make few steps (docs/strategies.md)"
     assert origins["evaluation.every"].startswith("derived: as often as")
@@ -70,7 +70,7 @@ def test_few_examples_change_the_schedule_with_a_reason_and_no_more_evaluations(
     assert again == found
 
 
-@pytest.mark.parametrize(("examples", "processes", "batch"), [(3000, 1, 32), (450, 1, 16), (3000, 8, 16)])
+@pytest.mark.parametrize(("examples", "processes", "batch"), [(3000, 1, 32), (1000, 1, 16), (8000, 8, 16)])
 def test_an_epoch_is_evaluated_where_epochs_are_the_usual_ones(examples: int, processes: int, batch: int) -> None:
     recipe, origins = resolve(Recipe(checkpoint="x", strategy="full_fine_tuning"))
     found = derive_schedule(recipe, origins, examples, processes)
