@@ -58,8 +58,8 @@ CHECKPOINTS = {
     "packed": "llama/AutoModelForCausalLM",
     "masked": "bert/AutoModelForMaskedLM",
 }
-# A key bias shifts all of a query's scores alike, and so does the bias of what scores choices or tokens of a context, or
-# of the states that are scored: their gradient is rounding noise, which Adam scales to full steps.
+# A key bias shifts all of a query's scores alike, and so does the bias of what scores choices or tokens of a context,
+# or of the states that are scored: their gradient is rounding noise, which Adam scales to full steps.
 NOISY = {
     "choices": ("key.bias", "classifier.bias"),
     "answers": ("key.bias", "qa_outputs.bias", "layer.2.output.LayerNorm.bias"),
