@@ -91,3 +91,13 @@ def set_boundary(model: nn.Module, boundary: int, learns: Callable[[str, int], b
     for path, module in inner.named_modules():
         _set_resting(module, _depth_of_path(path, anatomy.module_depth) < boundary)
     model.train()
+
+
+def release(model: nn.Module) -> None:
+    """Let all modules go: `train()` is their own again, and whether weights learn stays as it is.
+
+    What keeps a module in eval mode refers to the module: a cycle, which would keep a model that nobody wants any more
+    in memory until the next full garbage collection.
+    """
+    for module in model.modules():
+        _set_resting(module, rests=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,7 +50,8 @@ class Kept:
     """
 
     def __init__(self, training: Training) -> None:
-        self.training = training
+        # It owns this object: a cycle would keep its model in memory until the next full garbage collection.
+        self.training: Training = weakref.proxy(training)
         self.rule = training.recipe.evaluation.keep
         self.weights: Weights = {}
         """The best weights, or the moving average."""

@@ -20,6 +20,7 @@ from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
+from hftransfer.strategies.freezing import release
 from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import CELLS, Features, Task
 from hftransfer.training import distributed, head_fit, memory, summary
@@ -173,6 +174,7 @@ class Training:
                 self.final = copy_weights(self.model, self.learned_names)
                 raise self.saving.ending_after_training() from None
         self.final = copy_weights(self.model, self.learned_names)
+        release(self.model)
         return self.progress
 
     def _run_stage(self, current: StageSteps, log: RunLog) -> None:

@@ -6,6 +6,7 @@ The last good weights are kept whatever ends a training, and one line says what 
 from __future__ import annotations
 
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Saving:
     """
 
     def __init__(self, training: Training) -> None:
-        self.training = training
+        # It owns this object: a cycle would keep its model in memory until the next full garbage collection.
+        self.training: Training = weakref.proxy(training)
         self.started = time.perf_counter()
         data = identity.data_hash((training.train, training.validation))
         data += "" if training.chunks is None else training.chunks.stream.digest

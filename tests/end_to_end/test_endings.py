@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -219,3 +220,37 @@ def test_a_folder_in_which_another_run_writes_is_refused(checkpoint, tmp_path):
     assert not list(folder.iterdir())
     run = train(checkpoint, folder)
     assert not (run.folder / ".lock").exists()
+
+
+def modules_in_memory():
+    return sum(isinstance(one, torch.nn.Module) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "keep"),
+    [
+        ("feature_extraction", "last"),
+        ("full_fine_tuning", "best"),
+        ("gradual_unfreezing", "soup"),
+        ("lora", "ema"),
+        ("contrastive", "last"),
+    ],
+)
+def test_a_finished_training_leaves_no_model_in_memory(checkpoint, tmp_path, strategy, keep):
+    recipe = Recipe(
+        checkpoint=str(checkpoint),
+        output_dir=str(tmp_path),
+        strategy=strategy,
+        optim={"max_steps": 4},
+        evaluation={"keep": keep},
+        overwrite=True,
+    )
+    finetune(recipe, train=ROWS, validation=ROWS[:8])
+    gc.collect()
+    before = modules_in_memory()
+    gc.disable()
+    try:
+        finetune(recipe, train=ROWS, validation=ROWS[:8])
+        assert modules_in_memory() == before
+    finally:
+        gc.enable()
