@@ -21,6 +21,7 @@ from benchmarks import records
 from hftransfer.advise import rules
 from hftransfer.advise.candidates import Candidate, candidates
 from hftransfer.advise.rules import Knowledge, Situation, Weights
+from hftransfer.training_settings import ENOUGH_STEPS
 
 KEY = ("data_set", "examples", "checkpoint", "seed")
 FIGURES, LINE_LENGTH = 3, 120
@@ -272,7 +273,7 @@ def document(found: Sequence[Trained]) -> str:
         "with few seeds single cells say little. The intervals draw data sets anew, since the cells of one hang "
         "together.",
         "",
-        "All of them take the defaults' schedule, at least 100 steps: what is left is the choice of strategy.",
+        f"All take the defaults' schedule, at least {ENOUGH_STEPS} steps: what is left is the choice of strategy.",
         "",
         *summary(everything, list(POLICIES)),
         "",

@@ -6,19 +6,14 @@ from hftransfer.advise.rules import Knowledge, Weights
 
 KNOWLEDGE = Knowledge(
     kinds={
-        "feature_extraction": Weights((0.719, 0.871, -0.307, -0.218, -0.023), 0.757, 9),
-        "feature_extraction, few steps": Weights((0.929, 1.246, -0.505, -0.262, -0.35), 0.657, 6),
-        "full_fine_tuning": Weights((0.726, 1.238, -0.259, -0.218, -0.048), 0.694, 8),
-        "full_fine_tuning, few steps": Weights((0.455, 1.29, -0.316, -0.225, -0.365), 0.518, 8),
-        "gradual_unfreezing": Weights((1.07, 1.251, -0.276, -0.269, -0.052), 0.753, 8),
-        "gradual_unfreezing, few steps": Weights((0.963, 1.446, -0.409, -0.274, -0.405), 0.959, 8),
-        "lora": Weights((1.186, 1.217, -0.259, -0.299, -0.115), 1.001, 8),
-        "lora, few steps": Weights((0.948, 1.473, -0.345, -0.253, -0.396), 0.82, 8),
-        "lp_ft": Weights((1.112, 1.285, -0.292, -0.281, -0.154), 0.856, 8),
-        "lp_ft, few steps": Weights((0.908, 1.416, -0.393, -0.268, -0.436), 0.836, 8),
-        "top_layers": Weights((1.145, 1.243, -0.247, -0.285, -0.105), 0.719, 8),
-        "top_layers, few steps": Weights((0.803, 1.478, -0.284, -0.274, -0.442), 0.753, 8),
+        "feature_extraction": Weights((0.129, 0.059, -0.053, 0.409, 0.185), 0.557, 16),
+        "full_fine_tuning": Weights((0.183, 0.117, 0.058, 0.354, 0.25), 0.55, 16),
+        "gradual_unfreezing": Weights((0.145, 0.076, 0.127, 0.382, 0.367), 0.629, 16),
+        "lora": Weights((0.136, 0.212, 0.072, 0.323, 0.004), 0.524, 16),
+        "lp_ft": Weights((0.201, 0.11, 0.086, 0.357, 0.297), 0.571, 16),
+        "top_layers": Weights((0.139, 0.151, 0.079, 0.342, 0.125), 0.539, 16),
+        "top_layers, most blocks": Weights((0.196, 0.109, 0.074, 0.361, 0.222), 0.452, 4),
     },
     sizes=(45, 450),
-    source="davidson, mrpc, scicite, snips, sst2, trec6; 50, 500 examples; tiny-bert-mlm; 95 trainings",
+    source="davidson, mrpc, scicite, snips, sst2, trec6; 50, 500 examples; minilm, tiny-bert-mlm; 100 trainings",
 )
