@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def language_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for family in families:
             write_tiny_checkpoint(folder / family / name, family, auto_class=getattr(transformers, name))
     return folder
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Autocast in bf16; Accelerate keeps the precision of its first user for the whole process, unless it is reset."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from hftransfer import Recipe, Run, finetune
@@ -119,15 +118,6 @@ def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, trained
         if name.endswith("key.bias"):
             continue
         torch.testing.assert_close(weights(cached)[name], expected, atol=1e-5, rtol=0.0, msg=name)
-
-
-@pytest.fixture
-def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Autocast in bf16; Accelerate keeps the precision of its first user for the whole process, unless it is reset."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("bf16")

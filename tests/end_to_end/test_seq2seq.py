@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hftransfer import Recipe, Run, finetune, predict
@@ -127,15 +125,6 @@ def test_mistakes_are_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert message in lines[0]
-
-
-@pytest.fixture
-def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Autocast in bf16; Accelerate keeps the precision of its first user for the whole process, unless it is reset."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("bf16")
