@@ -14,9 +14,13 @@ from hftransfer.training.state import Progress
 from tests.tiny_runs import tiny_run
 
 
+class StandIn(SimpleNamespace):
+    """What is read of a training; unlike a plain namespace it can be referred to weakly."""
+
+
 def a_training(keep, total_steps=100, metric="accuracy"):
     model = torch.nn.Linear(2, 1, bias=False).double()
-    return SimpleNamespace(
+    return StandIn(
         model=model,
         learned_names=("weight",),
         total_steps=total_steps,
