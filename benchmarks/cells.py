@@ -57,7 +57,7 @@ def add_budget(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     parser.add_argument("--max_train_examples", type=int, help="train on a random part of this size")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rate", type=float, help="peak learning rate, one for all layers")
-    parser.add_argument("--layer_decay", type=float, help="factor on the rate per block; not together with --rate")
+    parser.add_argument("--layer_decay", type=float, help="factor on the rate per block")
     parser.add_argument("--threads", type=int, default=1)
 
 

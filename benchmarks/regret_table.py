@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -228,7 +228,7 @@ def summary(found: Mapping[Key, Mapping[str, float]], names: Sequence[str]) -> l
     ]
     for name in names:
         of_cells = means[name]
-        low, high = _interval(of_cells)
+        low, high = interval_over_data_sets(of_cells)
         better = sum(own[cell] < regret - 1e-9 for cell, regret in of_cells.items())
         worse = sum(own[cell] > regret + 1e-9 for cell, regret in of_cells.items())
         versus = "" if name == "advisor" else f"{better}, {worse} of {len(of_cells)}"
@@ -237,11 +237,11 @@ def summary(found: Mapping[Key, Mapping[str, float]], names: Sequence[str]) -> l
     return lines
 
 
-def _interval(of_cells: Mapping[tuple[str, int, str], float]) -> tuple[float, float]:
-    """Of a mean over cells, when data sets are drawn anew: cells of one data set hang together."""
+def interval_over_data_sets(of_cells: Mapping[tuple[Any, ...], float]) -> tuple[float, float]:
+    """Of a mean over cells, whose keys begin with a data set, when those are drawn anew: cells of one hang together."""
     groups: dict[str, list[float]] = defaultdict(list)
-    for (data_set, _, _), regret in of_cells.items():
-        groups[data_set].append(regret)
+    for (data_set, *_), value in of_cells.items():
+        groups[data_set].append(value)
     names, generator = sorted(groups), np.random.default_rng(0)
     drawn = [
         np.mean(np.concatenate([groups[names[place]] for place in generator.integers(len(names), size=len(names))]))

@@ -16,19 +16,14 @@ import math
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks import records
 from benchmarks.regret import Cell, key_of, read_rows, recipe_values, train_one
+from benchmarks.regret_table import interval_over_data_sets
 
 RESULTS = Path(__file__).parent / "results" / "schedules.jsonl"
-DRAWS = 10_000
-
-
 RATES = ("layer_decay", "head_learning_rate")
 
 
@@ -55,12 +50,12 @@ class Variant(NamedTuple):
     def settings(self, train_examples: int) -> dict[str, Any]:
         """The settings of strategy, optimisation and evaluation; as many evaluations as with the usual epochs."""
         from hftransfer.training.defaults import STRATEGY_DEFAULTS
-        from hftransfer.training_settings import USUAL_BATCH, enough_steps
+        from hftransfer.training_settings import USUAL_BATCH, enough_steps, optimizer_steps
 
         usual = STRATEGY_DEFAULTS[self.strategy].num_train_epochs
         optim: dict[str, Any] = {"num_train_epochs": usual, "per_device_train_batch_size": USUAL_BATCH}
         optim |= enough_steps(train_examples, usual, enough=self.steps)
-        steps = optim["num_train_epochs"] * math.ceil(train_examples / optim["per_device_train_batch_size"])
+        steps = optimizer_steps(train_examples, optim["num_train_epochs"], optim["per_device_train_batch_size"])
         optim |= dict(self.rates)
         evaluation = {"every": math.ceil(steps / usual)}
         return {"strategy": {"type": self.strategy}, "optim": optim, "evaluation": evaluation}
@@ -91,14 +86,6 @@ def _cell(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[name] for name in ("data_set", "examples", "checkpoint", "seed"))
 
 
-def interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95 % of the mean of the data sets' means, by drawing data sets anew: the seeds of one hang together."""
-    means = np.array([statistics.mean(one) for one in differences])
-    drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def table(arguments: argparse.Namespace) -> None:
     """Print a Markdown table: every variant against the one of its strategy that comes first."""
     scores: dict[tuple[str, int], dict[str, dict[tuple[str, int], float]]] = defaultdict(lambda: defaultdict(dict))
@@ -111,13 +98,10 @@ def table(arguments: argparse.Namespace) -> None:
         first: dict[str, str] = {}
         for variant, found in variants.items():
             base = variants[first.setdefault(variant.partition(",")[0], variant)]
-            gains = defaultdict(list)
-            for data_set, seed in sorted(found.keys() & base.keys()):
-                gains[data_set].append(found[data_set, seed] - base[data_set, seed])
-            low, high = interval(list(gains.values()))
-            gain = statistics.mean(statistics.mean(one) for one in gains.values())
-            shown = "" if found is base else f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
-            counts = f"{len(gains)}, {max(map(len, gains.values()))}"
+            gains = {place: found[place] - base[place] for place in sorted(found.keys() & base.keys())}
+            low, high = interval_over_data_sets(gains)
+            shown = f"{statistics.mean(gains.values()):+.1f} ({low:+.1f} to {high:+.1f})" if found is not base else ""
+            counts = f"{len({data_set for data_set, _ in gains})}, {len({seed for _, seed in gains})}"
             mean = statistics.mean(found.values())
             print(f"| {checkpoint} | {examples:,} | {variant} | {counts} | {mean:.1f} | {shown} |")
 

@@ -108,6 +108,11 @@ class CacheSection(Section):
         return self.max_bytes == 0
 
 
+def optimizer_steps(train_examples: int, epochs: int, batch_size: int, batches_per_step: int = 1) -> int:
+    """How many optimizer steps so many epochs make; see `enough_steps` for the arguments."""
+    return epochs * max(1, math.ceil(train_examples / (batch_size * batches_per_step)))
+
+
 def enough_steps(
     train_examples: int,
     epochs: int,
@@ -133,12 +138,12 @@ def enough_steps(
         Settings of `OptimSection`; empty where the usual ones make enough steps.
     """
 
-    def per_epoch() -> int:
-        return max(1, math.ceil(train_examples / (batch_size * batches_per_step)))
+    def steps(epochs: int) -> int:
+        return optimizer_steps(train_examples, epochs, batch_size, batches_per_step)
 
-    if per_epoch() * epochs >= enough:
+    if steps(epochs) >= enough:
         return {}
-    while not keep_batch and batch_size > SMALLEST_BATCH and per_epoch() * epochs < enough:
+    while not keep_batch and batch_size > SMALLEST_BATCH and steps(epochs) < enough:
         batch_size //= 2
-    more = max(epochs, math.ceil(enough / per_epoch()))
+    more = max(epochs, math.ceil(enough / steps(1)))
     return {"per_device_train_batch_size": batch_size, "num_train_epochs": more}

@@ -33,7 +33,7 @@ from hftransfer.models.load import possible_poolings
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
-from hftransfer.training_settings import ENOUGH_STEPS
+from hftransfer.training_settings import ENOUGH_STEPS, optimizer_steps
 
 if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
@@ -217,8 +217,9 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
 def few_steps(prepared: Prepared) -> list[str]:
     """That the user's schedule makes fewer steps than those of the trainings that the rules were fitted on."""
     optim, rows = prepared.recipe.optim, len(prepared.data.features["train"])
-    batch = optim.per_device_train_batch_size * optim.gradient_accumulation_steps * prepared.accelerator.num_processes
-    steps = optim.max_steps or (optim.num_train_epochs or 1) * math.ceil(rows / batch)
+    batches = optim.gradient_accumulation_steps * prepared.accelerator.num_processes
+    epochs = optim.num_train_epochs or 1
+    steps = optim.max_steps or optimizer_steps(rows, epochs, optim.per_device_train_batch_size, batches)
     if steps >= ENOUGH_STEPS:
         return []
     return [

@@ -21,6 +21,7 @@ from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import did_you_mean
 from hftransfer.training.defaults import STRATEGY_DEFAULTS, Origins, derive, schedule_of
 from hftransfer.training.streaming import Chunks
+from hftransfer.training_settings import optimizer_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -193,7 +194,7 @@ def derive_schedule(recipe: Recipe, origins: Origins, train_examples: int, num_p
             recipe = derive(recipe, origins, "optim", name, value, reason)
     epochs, batch = found["num_train_epochs"], found["per_device_train_batch_size"]
     if epochs != usual.num_train_epochs and recipe.evaluation.every is None:
-        steps = epochs * max(1, math.ceil(train_examples / (batch * per_step)))
+        steps = optimizer_steps(train_examples, epochs, batch, per_step)
         every = math.ceil(steps / STRATEGY_DEFAULTS[recipe.strategy.type].num_train_epochs)
         return derive(recipe, origins, "evaluation", "every", every, "as often as with the usual number of epochs")
     return recipe

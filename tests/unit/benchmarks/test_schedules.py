@@ -36,4 +36,4 @@ def test_gains_are_those_over_the_first_variant_in_the_same_cells(tmp_path, caps
     schedules.table(argparse.Namespace(results=path))
     rows = capsys.readouterr().out.splitlines()[2:]
     assert rows[0] == "| tiny | 50 | lora,steps=0 | 2, 2 | 46.7 |  |"
-    assert rows[1] == "| tiny | 50 | lora,steps=300 | 2, 2 | 56.7 | +5.0 (-10.0 to +20.0) |"
+    assert rows[1] == "| tiny | 50 | lora,steps=300 | 2, 2 | 56.7 | +10.0 (-10.0 to +20.0) |"

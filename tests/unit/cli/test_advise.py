@@ -50,7 +50,7 @@ def test_advice_names_a_strategy_and_why(rows, checkpoints, capsys, tmp_path, js
     assert len(found["reading"]["layers"]) == 4
     assert all(option["seconds"] > 0 and option["memory_bytes"] > 0 for option in found["options"])
     predicted = [option for option in found["options"] if option["score"] is not None]
-    assert {one["strategy"]["type"] for one in predicted} >= {"feature_extraction", "top_layers", "full_fine_tuning"}
+    assert len(predicted) == len(found["options"]) > 6
     assert not any("schedule that was set" in sentence for sentence in found["words"])
     assert all(one["interval"][0] <= one["score"] <= one["interval"][1] for one in predicted)
 
