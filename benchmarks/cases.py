@@ -163,6 +163,19 @@ ENCODING = Case(
     notes=("Equal dtype: bf16 where the processor or a GPU computes in it (hftransfer's default there), else fp32.",),
 )
 
+_GRID = {"learning_rates": [1e-3, 3e-3, 1e-2, 3e-2], "weight_decays": [0.0, 0.01, 0.1, 1.0], "seeds": [1, 2, 3, 4]}
+HEADS = Case(
+    "heads",
+    "64 heads on cached features, 10 epochs",
+    tuple(
+        Contestant(name, "contestants.ours", {**_PROBE, "mode": "heads", "heads": _GRID, "clock": clock})
+        for name, clock in (("encoding pass", "encoding"), ("64 heads", "heads"))
+    ),
+    (Comparison("64 heads", "encoding pass", 0.15, at_most=True),),
+    timed="The encoding pass of the feature cache, storing included; `probe`, scoring on validation included.",
+    notes=("Four learning rates, weight decays and seeds each; the accuracy is that of the best by validation.",),
+)
+
 SEEDS = Case(
     "seeds",
     "Five seeds of feature extraction against one",
@@ -318,10 +331,7 @@ UNTUNED = "The Trainer's batches come in random order; no other of its settings 
 GPU_FEATURES = Case(
     "gpu_features",
     "Feature extraction, 10 epochs",
-    (
-        ours({"type": "feature_extraction"}, 10),
-        trainer(BF16_NAME, {**BF16, **_HEAD}),
-    ),
+    (ours({"type": "feature_extraction"}, 10), trainer(BF16_NAME, {**BF16, **_HEAD})),
     (Comparison(BF16_NAME, target=20),),
     gpu=True,
     notes=(*FEATURES.notes[:3], UNTUNED),
@@ -370,6 +380,7 @@ CASES = {
     for case in (
         FEATURES,
         ENCODING,
+        HEADS,
         SEEDS,
         TOP_LAYERS,
         FULL,

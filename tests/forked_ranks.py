@@ -21,6 +21,7 @@ from tests.ports import free_port
 
 def run_rank(job: dict[str, Any], rank: int, port: int) -> None:
     """Run the script in this process, with what a launcher tells a rank."""
+    os.environ.update(job["environment"])
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["processes"], "LOCAL_WORLD_SIZE": job["processes"]}
     if job["processes"] > 1:
         os.environ.update({name: str(value) for name, value in ranks.items()})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -44,6 +44,31 @@ def torchrun(processes: int) -> list[str]:
     return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
 
 
+def accelerate_launch(config: str) -> list[str]:
+    """The part of a command line that starts two processes in fp32 with one of the configs that we ship."""
+    given = ["--config_file", str(ROOT / "recipes" / "accelerate" / config), "--num_processes", "2"]
+    given += ["--mixed_precision", "no", "--main_process_port", str(free_port())]
+    return ["-m", "accelerate.commands.launch", *given]
+
+
+def launched_environment(config: str) -> dict[str, str]:
+    """What `accelerate_launch` would set in the environment of the processes that it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    line = [*accelerate_launch(config)[2:], "script.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(line))
+    return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if os.environ.get(name) != value}
+
+
+class Job(NamedTuple):
+    """How often a script is to be forked, with which settings, and what is set in its environment."""
+
+    processes: int
+    settings: object
+    environment: Mapping[str, str] = {}
+
+
 def launch(folder: Path, launcher: Sequence[str], script: str, settings: object, **environment: str | None) -> str:
     """Run a script under a launcher, with a feature cache of its own.
 
@@ -62,7 +87,7 @@ def launch(folder: Path, launcher: Sequence[str], script: str, settings: object,
     return _run(folder, arguments, {"HFTRANSFER_CACHE": str(folder / "states"), **environment})
 
 
-def fork_ranks(folder: Path, script: str, jobs: Mapping[Path, tuple[int, object]], **environment: str | None) -> str:
+def fork_ranks(folder: Path, script: str, jobs: Mapping[Path, Job], **environment: str | None) -> str:
     """Run a script once for every job, each with a feature cache of its own, in ranks that one process forks.
 
     What a launcher does beside starting ranks is left out; where that matters, use `launch`.
@@ -70,16 +95,16 @@ def fork_ranks(folder: Path, script: str, jobs: Mapping[Path, tuple[int, object]
     Args:
         folder: Where the list of jobs is written.
         script: As of `launch`.
-        jobs: Working folder of a job -> how many ranks it has, and its settings.
-        environment: As of `launch`.
+        jobs: Working folder of a job -> the job.
+        environment: As of `launch`, for all jobs.
 
     Returns:
         What was printed.
     """
     listed = []
-    for place, (processes, settings) in jobs.items():
-        write_script(place, script, settings)
-        listed.append({"folder": str(place), "processes": processes})
+    for place, job in jobs.items():
+        write_script(place, script, job.settings)
+        listed.append({"folder": str(place), "processes": job.processes, "environment": dict(job.environment)})
     (folder / "jobs.json").write_text(json.dumps(listed))
     return _run(folder, ["-m", "tests.forked_ranks", str(folder / "jobs.json")], environment)
 

@@ -5,12 +5,14 @@ Settings: mode, and recipe (sections of a Recipe). Modes:
                seeds (how many, in one call), whole (time all of the call), counts (report the operations of the loop
                or of the encoding), scored (whether to score the test data), tokens (join texts up to a length)
     probe      encode through the feature cache and fit a logistic regression with its default penalty
+    heads      encode, then train many heads at once (heads: the arguments of `hftransfer.advise.probe.probe`); clock is
+               encoding (the pass alone, without the tokenization) or heads
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,9 +147,9 @@ def cache_files(spec: Spec) -> list[Path]:
     return [path for path in (Path(spec.folder) / "cache").rglob("*") if path.is_file()]
 
 
-def probe(spec: Spec) -> None:
-    """Encode, fit a logistic regression, and report."""
-    from hftransfer.advise.linear import logistic_regression
+@contextmanager
+def frozen_encoder(spec: Spec) -> Iterator[Callable[[datasets.Dataset], tuple[torch.Tensor, float]]]:
+    """A function from rows to their vectors (N, D) and the seconds of the encoding pass; loading is over."""
     from hftransfer.caching.cache import BoundaryCache
     from hftransfer.strategies import build_strategy
     from hftransfer.tasks.text_classification import TextClassificationTask
@@ -157,31 +159,58 @@ def probe(spec: Spec) -> None:
 
     recipe, known = resolve(recipe_of(spec, spec.seed))
     accelerator, _ = build_accelerator(recipe)
-    splits = {"train": common.read_dataset(spec.train), "test": common.read_dataset(spec.test)}
-    task = TextClassificationTask.from_data(recipe.task, recipe.data, splits["train"])
+    task = TextClassificationTask.from_data(recipe.task, recipe.data, common.read_dataset(spec.train))
     strategy = build_strategy(recipe.strategy)
     recipe = prepare.derive_pooling(recipe, known, strategy, task)
     loaded = prepare.load_pretrained(recipe, task, accelerator.mixed_precision)
-    started = time.perf_counter()
-    model = accelerator.prepare_model(strategy.apply(loaded.model, loaded.anatomy))
     boundary = loaded.anatomy.head_depth
+    model = accelerator.prepare_model(strategy.apply(loaded.model, loaded.anatomy))
 
-    def encode(rows: datasets.Dataset) -> torch.Tensor:
+    def encode(rows: datasets.Dataset) -> tuple[torch.Tensor, float]:
         features = task.encode(rows, loaded.tokenizer, MAX_LENGTH)
         cache = BoundaryCache(recipe, task, accelerator, {"train": features})
         with cache.stage(model, [boundary], passes=2.0) as inputs:
             split = inputs.splits["train"]
-            return split.states.gather(features.example_N, split.compute)[:, 0]
+            return split.states.gather(features.example_N, split.compute)[:, 0], inputs.encoding_seconds
 
     with fast_training(model, accelerator.device.type):
-        head = logistic_regression(encode(splits["train"]), splits["train"]["label"][:])
+        yield encode
+
+
+def probe(spec: Spec) -> None:
+    """Encode, fit a logistic regression, and report."""
+    from hftransfer.advise.linear import logistic_regression
+
+    train, test = common.read_dataset(spec.train), common.read_dataset(spec.test)
+    with frozen_encoder(spec) as encode:
+        started = time.perf_counter()
+        head = logistic_regression(encode(train)[0], train["label"][:])
         seconds = time.perf_counter() - started
-        found = head(encode(splits["test"])).argmax(-1).tolist()
-    fields = {"tokens": sum(token_lengths(spec)["train"]), "precision": str(accelerator.mixed_precision)}
-    common.report(spec, seconds, **fields, **common.count_correct(found, splits["test"]["label"][:]))
+        found = head(encode(test)[0]).argmax(-1).tolist()
+    tokens = sum(token_lengths(spec)["train"])
+    common.report(spec, seconds, tokens=tokens, **common.count_correct(found, test["label"][:]))
 
 
-MODES = {"finetune": train, "probe": probe}
+def heads(spec: Spec) -> None:
+    """Encode, train a head for every combination of the settings, and report the one or the other."""
+    from hftransfer.advise.probe import probe as train_heads
+
+    splits = [common.read_dataset(path) for path in (spec.train, spec.validation, spec.test)]
+    with frozen_encoder(spec) as encode:
+        (train, seconds), (validation, _), (test, _) = (encode(split) for split in splits)
+        if spec.settings["clock"] == "heads":
+            started = time.perf_counter()
+            held_out = {"validation_features_MD": validation, "validation_labels": splits[1]["label"][:]}
+            result = train_heads(train, splits[0]["label"][:], **spec.settings["heads"], **held_out)
+            seconds = time.perf_counter() - started
+            found = result.best(test).argmax(-1).tolist()
+            scored = common.count_correct(found, splits[2]["label"][:])
+        else:
+            scored = {}
+    common.report(spec, seconds, tokens=sum(token_lengths(spec)["train"]), **scored)
+
+
+MODES = {"finetune": train, "probe": probe, "heads": heads}
 
 
 def main(spec: Spec) -> None:

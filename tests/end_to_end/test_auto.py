@@ -107,7 +107,7 @@ def test_data_that_cannot_be_measured_are_refused(checkpoints, tmp_path):
 def test_two_processes_take_one_advice_or_one_refusal(checkpoints, tmp_path):
     recipe = {"checkpoint": str(checkpoints / "bert"), "strategy": "auto", "optim": {"max_steps": 2}}
     settings = {"recipe": recipe, "rows": {"enough": ROWS, "few": ROWS[:6]}}
-    running.launch(tmp_path, running.torchrun(2), TOGETHER, settings)
+    running.launch(tmp_path, running.accelerate_launch("cpu.yaml"), TOGETHER, settings)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first["enough"] == second["enough"] != "auto"
     assert first["few"] == second["few"]

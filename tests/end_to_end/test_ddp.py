@@ -120,7 +120,7 @@ def job(folder, checkpoints, processes):
         }
         for name, strategy, accumulation, task in SETTINGS
     }
-    return processes, {"rows": ROWS, "recipes": recipes}
+    return running.Job(processes, {"rows": ROWS, "recipes": recipes})
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from hftransfer.inference import predict
 from tests import running
-from tests.ports import free_port
 from tests.tiny_models import WORDS, write_tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
 # 17 rows in batches of 8: the last one has a single row, so that one of two ranks is idle.
 ROWS = [
     {"text": " ".join(WORDS[index : index + 1 + index * 3 % 11]), "label": ("a", "b", "c")[index % 3]}
@@ -80,8 +78,8 @@ if torch.distributed.get_rank() == 0:
 """
 
 
-def launch(folder: Path, checkpoint: Path, config: str, resumed: Sequence[str] = ()) -> Path:
-    """Run all settings in one launch of two processes, with a config that we ship; some a second time, killed."""
+def job(folder: Path, checkpoint: Path, config: str, resumed: Sequence[str] = ()) -> running.Job:
+    """All settings in two processes, with a config that we ship; some a second time, killed."""
     folder.mkdir()
     optim = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 1e-2}
     recipes = {
@@ -95,19 +93,19 @@ def launch(folder: Path, checkpoint: Path, config: str, resumed: Sequence[str] =
         for name, settings in RUNS.items()
     }
     settings = {"rows": ROWS, "recipes": recipes, "resumed": resumed, "noted": str(folder / "noted.json")}
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / config)]
-    launcher += ["--num_processes", "2", "--main_process_port", str(free_port()), "--mixed_precision", "no"]
-    # The launcher says the precision.
-    output = running.launch(folder, launcher, SCRIPT, settings, ACCELERATE_MIXED_PRECISION=None)
-    (folder / "output.txt").write_text(output)
-    return folder
+    return running.Job(2, settings, running.launched_environment(config))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("fsdp")
     checkpoint = write_tiny_checkpoint(base / "checkpoint", "bert", 0.0)
-    return launch(base / "whole", checkpoint, "cpu.yaml"), launch(base / "sharded", checkpoint, "fsdp2.yaml", RESUMED)
+    jobs = {
+        base / "whole": job(base / "whole", checkpoint, "cpu.yaml"),
+        base / "sharded": job(base / "sharded", checkpoint, "fsdp2.yaml", RESUMED),
+    }
+    (base / "output.txt").write_text(running.fork_ranks(base, SCRIPT, jobs))
+    return tuple(jobs)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -158,6 +156,6 @@ def test_the_folder_loads_without_us_and_predicts(runs):
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_sharded_training_that_was_killed_ends_with_the_same_bits(runs, name):
     through, resumed = runs[1] / name, runs[1] / f"{name}-resumed"
-    assert "resumed at step 4" in (runs[1] / "output.txt").read_text()
+    assert "resumed at step 4" in (runs[1].parent / "output.txt").read_text()
     expected, found = weights(through), weights(resumed)
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []

@@ -210,7 +210,7 @@ with open(f"{recipe.output_dir}/seen-{noted.rank}.json", "w") as file:
 def job(base, folder, processes):
     folder.mkdir()
     optim = {"per_device_train_batch_size": 4 // processes}
-    return processes, settings(base, folder / "run", optim=optim, strategy="gradual_unfreezing")
+    return running.Job(processes, settings(base, folder / "run", optim=optim, strategy="gradual_unfreezing"))
 
 
 def seen(folder, rank):
