@@ -205,7 +205,8 @@ def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[
         task.calibrate(logits_MC, bench.training.validation, thresholds=thresholds)
         scores, progress = task.score(logits_MC, bench.training.validation), head.progress
         progress.step = step
-        if is_better(scores[metric], progress.best_score, metric):
+        # As in the loop, of equals the later weights are kept.
+        if is_better(scores[metric], progress.best_score, metric) or scores[metric] == progress.best_score:
             progress.best_score, progress.best_step, progress.best_scores = scores[metric], step, scores
             if keeps_best:
                 head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)

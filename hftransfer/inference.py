@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 from hftransfer.caching.states import PlainInputs
@@ -138,7 +139,7 @@ def predict_file(
     taken = [name for name in added if name in dataset.column_names]
     if taken:
         raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
-    _write(dataset.to_pandas().assign(**added), output)
+    _write(dataset.to_pandas().assign(**{name: _series(values) for name, values in added.items()}), output)
     return len(records)
 
 
@@ -231,6 +232,13 @@ def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any
         else:
             cells[name] = values
     return cells
+
+
+def _series(values: list[Any]) -> Any:
+    """A column; one of whole numbers stays one where some are missing, which pandas would make fractions of."""
+    if None in values and all(value is None or type(value) is int for value in values):
+        return pd.array(values, dtype="Int64")
+    return values
 
 
 def _write(frame: Any, output: Path) -> None:

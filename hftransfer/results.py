@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -172,6 +173,9 @@ def write(run: Run, training: Training, recipe: Recipe, data: Data, found: Resul
         "environment": run_facts.environment_facts(training.accelerator),
         "weights": found.weights,
         "base_revision": run_facts.commit_of(*split_revision(recipe.checkpoint)),
+        # Relative to this working folder: elsewhere the same names could be a stranger's on the Hub.
+        "base_is_folder": os.path.isdir(split_revision(recipe.checkpoint)[0]),
+        "data_is_folder": os.path.isdir(recipe.data.name or ""),
     }
     if found.carbon:
         written["carbon"] = found.carbon

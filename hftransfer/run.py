@@ -134,6 +134,7 @@ class Run:
             },
             private=private,
             merge=merge,
+            local_base=bool(self.metrics.get("base_is_folder")),
         )
 
     def write_card(self) -> None:

@@ -127,10 +127,11 @@ def start(base: Recipe, space: Sequence[Varied], origins: Mapping[str, str] | No
             base, {one.name: one.choices[0] if one.choices else one.low} if "strategy." not in one.name else {}
         )
     folder = Path(base.output_dir)
-    full = base
+    # What is added to the rows is added by every training, and must not be there before.
+    plain: dict[str, Any] = {"replay": None, "counterfactuals": None}
     if any(one.name == "data.max_train_examples" for one in space):
-        full = base.model_copy(update={"data": base.data.model_copy(update={"max_train_examples": None})})
-    splits = load_data(full, None, None, None)
+        plain["max_train_examples"] = None
+    splits = load_data(base.model_copy(update={"data": base.data.model_copy(update=plain)}), None, None, None)
     own = base.model_copy(update={"output_dir": str(folder / BEST), "overwrite": True})
     prepared = prepare_all(own, train=splits.train, validation=splits.validation, origins=origins)
     metric = prepared.recipe.evaluation.metric

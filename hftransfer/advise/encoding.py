@@ -47,15 +47,16 @@ class Encoded:
     computed: int
 
 
-def layer_taps(model: nn.Module, pooling: HeadInput | None) -> list[Tap]:
+def layer_taps(model: nn.Module) -> list[Tap]:
     """Where every layer's vectors are taken; the boundary of a tap is its layer, counted from 1.
+
+    A vector is the mean over a text's tokens; of a decoder, whose other tokens have not seen the whole text, the last.
 
     Args:
         model: A sequence classifier.
-        pooling: What is kept of a text's tokens; None for what the head reads.
     """
     top = find_tap(model, anatomy_of(model).head_depth)
-    kept = pooling or top.head_input
+    kept: HeadInput = "last" if top.head_input == "last" else "mean"
     blocks = anatomy_of(model).blocks
     inputs = [Tap(number, path, True, (), kept) for number, path in enumerate(blocks, 1)]
     return [*inputs, replace(top, boundary=len(blocks) + 1, resting=(), head_input=kept, pooling_block=None)]
@@ -68,8 +69,6 @@ def encode_layers(
     rows: NDArray[np.int64],
     accelerator: Accelerator,
     cache: CacheSection,
-    *,
-    pooling: HeadInput | None = "mean",
 ) -> Encoded:
     """The vectors of some rows at all layers; found on disk or computed in one forward pass, and kept.
 
@@ -80,13 +79,12 @@ def encode_layers(
         rows: Which of them.
         accelerator: Its precision and device.
         cache: Where and whether vectors are kept.
-        pooling: What is kept of a text's tokens; None for what the head reads.
 
     Raises:
         CannotSplitError: If the model's states cannot be taken.
     """
     attach_anatomy(model)
-    taps = layer_taps(model, pooling)
+    taps = layer_taps(model)
     width = int(transformers_model(model).config.hidden_size)
     store = StateStore(max_bytes=cache.max_bytes)
     space = store.space(_key(model, taps, width, accelerator)) if not cache.is_off else None
@@ -134,7 +132,7 @@ def _keep(store: StateStore, space: Space, hashes_N2: NDArray[Any], vectors: Seq
     states_SD = torch.cat(list(vectors))
     size = states_SD.numel() * states_SD.element_size()
     try:
-        if store.make_room(size, space) < size:
+        if store.make_room(size, [space]) < size:
             return
         with space.writer() as writer:
             writer.append(hashes_N2, np.asarray([len(one) for one in vectors]), states_SD)

@@ -169,7 +169,7 @@ def predict(situation: Situation, candidate: Candidate, knowledge: Knowledge) ->
 
 
 def choose(predictions: Sequence[Prediction]) -> Prediction:
-    """The first, and so the cheapest, that is within `MARGIN` of the best.
+    """The first, and so the simplest, that is within `MARGIN` of the best.
 
     Args:
         predictions: In the order of `candidates`; one at least has a score.

@@ -71,6 +71,9 @@ def _evidence(sigma_K: Matrix, projected_K: Matrix, outside: float, rows: int, w
         # |m|^2 and |F m - y|^2 of the posterior mean m.
         weights = float((shrunk_K**2 * projected_K / np.maximum(sigma_K, 1e-300)).sum())
         residual = float(((1 - shrunk_K) ** 2 * projected_K).sum() + outside)
+        if not gamma:
+            # Features that are all zero: the best alpha is infinite, all weights are 0, and noise explains the target.
+            return float(np.log(rows / (residual + 1e-5)) - 1.0 - np.log(2 * np.pi)) / 2
         old = alpha / beta
         alpha, beta = gamma / (weights + 1e-5), (rows - gamma) / (residual + 1e-5)
         if abs(alpha / beta - old) <= TOLERANCE * old:

@@ -29,7 +29,6 @@ from hftransfer.advising.costs import costs_of
 from hftransfer.caching.boundary import CannotSplitError
 from hftransfer.data.batching import epoch_order
 from hftransfer.errors import CheckpointError, RecipeError
-from hftransfer.models.load import possible_poolings
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
@@ -140,18 +139,9 @@ def measure(prepared: Prepared) -> tuple[Reading, int]:
     # One row of every example, were it read in several windows.
     first = np.unique(train.example_N, return_index=True)[1]
     rows = first[epoch_order(len(first), recipe.seed, 0)[:SAMPLED_ROWS]]
-    poolings = possible_poolings(recipe.checkpoint, task.auto_class, recipe.trust_remote_code)
     model = prepared.loaded.model.to(prepared.accelerator.device)
     try:
-        encoded = encode_layers(
-            model,
-            task,
-            train,
-            rows,
-            prepared.accelerator,
-            recipe.cache,
-            pooling="mean" if "mean" in poolings else None,
-        )
+        encoded = encode_layers(model, task, train, rows, prepared.accelerator, recipe.cache)
     except CannotSplitError as reason:
         raise CheckpointError(
             f"its states cannot be read ({reason})", where=recipe.checkpoint, fix="name a strategy"
@@ -236,7 +226,7 @@ def reason_for(options: Sequence[Option], chosen: Option, reading: Reading) -> s
     second = max(others, key=lambda name: scores[name], default=None)
     found = f"{reading.score_name} of {own:.3f} is predicted for it"
     if best != chosen.candidate.name:
-        found += f"; {best} has {scores[best]:.3f}, no more than {rules.MARGIN:g} better, and costs more"
+        found += f"; {best} has {scores[best]:.3f}, no more than {rules.MARGIN:g} better, and more involved"
     elif second is not None:
         found += f", {own - scores[second]:.3f} more than for {second}"
     gain = own - reading.score

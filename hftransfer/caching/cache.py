@@ -302,13 +302,16 @@ class BoundaryCache:
         rows: Rows,
     ) -> None:
         """One pass over rows: their states at all taps, each into its space, as far as the budget goes."""
-        kept = []
+        kept, promised, processes = [], 0, self.accelerator.num_processes
         for tap, space in zip(taps, spaces, strict=True):
             key = space.key
             counts = np.ones(len(rows)) if tap.head_input != "tokens" else features.lengths_N[rows]
             bytes_N = np.cumsum(counts) * key["width"] * {"fp32": 4}.get(key["dtype"], 2)
-            room = store.make_room(int(bytes_N[-1]) if len(rows) else 0, space) // self.accelerator.num_processes
-            kept.append(set(rows[: int(np.searchsorted(bytes_N, room, side="right"))].tolist()))
+            # Every process has about as many rows, and every tap its part of one budget.
+            wanted_bytes = int(bytes_N[-1]) * processes if len(rows) else 0
+            room = store.make_room(wanted_bytes, spaces, promised)
+            promised += room
+            kept.append(set(rows[: int(np.searchsorted(bytes_N, room // processes, side="right"))].tolist()))
         wanted = np.asarray(sorted(set().union(*kept)), np.int64)
         if not len(wanted):
             return

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,23 +107,30 @@ class StateStore:
         """Bytes of all spaces."""
         return sum(space.used_bytes() for space in self.spaces())
 
-    def make_room(self, wanted: int, keep: Space) -> int:
+    def make_room(self, wanted: int, keep: Sequence[Space], promised: int = 0) -> int:
         """Remove other spaces, least recently used first, until `wanted` bytes fit.
+
+        Args:
+            wanted: Bytes.
+            keep: Spaces that are in use.
+            promised: Bytes that will be written as well, and are not yet.
 
         Returns:
             How many bytes may be written; less than wanted where the budget or the disk is too small.
         """
         there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        room = min(self.max_bytes - self.used_bytes() if self.max_bytes is not None else free // 2, _spare(free))
+        budget = self.max_bytes - self.used_bytes() if self.max_bytes is not None else free // 2
+        room = min(budget, _spare(free)) - promised
+        kept = {space.folder for space in keep}
         for space in self.spaces():
             if room >= wanted or self.max_bytes is None:
                 break
-            if space.folder != keep.folder and space.last_used() < self.keep_since:
+            if space.folder not in kept and space.last_used() < self.keep_since:
                 gone = space.used_bytes()
                 space.remove()
                 free += gone
-                room = min(room + gone, _spare(free))
+                room = min(room + gone, _spare(free) - promised)
         return max(0, min(wanted, room))
 
     def prune(self, *, max_bytes: int = 0, older_than_days: float = 0.0) -> list[Space]:

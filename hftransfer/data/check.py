@@ -129,20 +129,23 @@ def check_labels_known(
     )
 
 
-def check_groups_apart(first: Dataset, second: Dataset, group: str, *, where: str, locate: Locate = row_number) -> None:
+def check_groups_apart(
+    first: Dataset, second: Dataset, group: str, *, name: str = "train", where: str, locate: Locate = row_number
+) -> None:
     """Raise a DataError if a group of the first split is in the second, too.
 
     Args:
         first: A split.
         second: The split that the message is about.
         group: The column whose equal values must not land in two splits.
+        name: What the first split is called.
         where: Start of error messages.
         locate: From the 0-based index of a row of `second` to its place.
     """
     values, others = column_of(second, group), pc.unique(column_of(first, group))
     if values.type != others.type:
         values, others = values.cast(pa.string()), others.cast(pa.string())
-    refuse_rows(pc.is_in(values, value_set=others), f"a value of {group!r} that train has, too", where, locate)
+    refuse_rows(pc.is_in(values, value_set=others), f"a value of {group!r} that {name} has, too", where, locate)
 
 
 def _label_name(value: Any) -> str:

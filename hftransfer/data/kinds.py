@@ -19,6 +19,13 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def class_values(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column of labels as classes: whole numbers as integers; None where some have a fraction, and are no classes."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return column.cast(pa.int64()) if pc.all(pc.equal(column, pc.floor(column))).as_py() else None
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether an Arrow type is one of the string types."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from hftransfer.data.check import (
     has_no_labels,
     typed_labels,
 )
-from hftransfer.data.kinds import is_list
+from hftransfer.data.kinds import class_values, is_list
 from hftransfer.data.named import (
     USUAL_TASK,
     check_duplicates,
@@ -299,11 +300,11 @@ def complete(
         parts = one_label_type(parts, label, notes)
     replayed = parts.pop("replay", None)
     if section.group is not None:
-        for name in (name for name in parts if name != "train"):
-            part = parts[name]
-            check_groups_apart(
-                parts["train"].dataset, part.dataset, section.group, where=part.where, locate=part.locate
-            )
+        # Validation data choose weights and thresholds, so the test data must be apart from them as well.
+        for first, second in combinations(("train", "validation", "test"), 2):
+            if first in parts and second in parts:
+                part, other = parts[second], parts[first].dataset
+                check_groups_apart(other, part.dataset, section.group, name=first, where=part.where, locate=part.locate)
     datasets = {name: part.dataset for name, part in parts.items()}
     if stratify:
         check_several_classes(datasets["train"], section, parts["train"].where)
@@ -319,8 +320,8 @@ def complete(
 def _label_codes(dataset: Dataset, label: str, stratify: bool) -> LabelCodes | None:
     if not stratify:
         return None
-    column = column_of(dataset, label)
-    return None if pa.types.is_floating(column.type) else encode_labels(column)
+    values = class_values(column_of(dataset, label))
+    return None if values is None else encode_labels(values)
 
 
 def _cut(train: Dataset, section: DataSection, seed: int, stratify: bool, notes: list[str]) -> dict[str, Dataset]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value
 
 from hftransfer.data.check import check_labels_known, column_of
-from hftransfer.data.kinds import is_list
+from hftransfer.data.kinds import class_values, is_list
 from hftransfer.data.records import Locate, row_number
 from hftransfer.errors import DataError
 from hftransfer.recipe import DataSection
@@ -28,8 +28,10 @@ class Part:
 def check_classes(parts: dict[str, Part], section: DataSection) -> None:
     """Raise a DataError if a split has a class that train neither has nor declares."""
     train = parts["train"].dataset
-    column = column_of(train, section.label).combine_chunks()
-    values = pc.list_flatten(column) if is_list(column.type) else column
+    column = class_values(column_of(train, section.label))
+    if column is None:
+        return
+    values = pc.list_flatten(column.combine_chunks()) if is_list(column.type) else column
     if pa.types.is_floating(values.type):
         return
     names = _class_names(train.features[section.label])

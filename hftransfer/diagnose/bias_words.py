@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hftransfer.diagnose import bias_tables
 from hftransfer.diagnose.bias_tables import against_full
+from hftransfer.diagnose.cases import SuiteReport
 from hftransfer.diagnose.groups import GAPS, GroupReport
 from hftransfer.report.page import brief
 from hftransfer.report.statistics import Interval, holm
@@ -219,14 +220,11 @@ def _suite_words(subject: Subject, found: Findings) -> Words:
     ]
     told = f"Of the cases the model gets right {' and '.join(parts)}."
     failed = suite.failed
-    if not failed:
-        return [], [told]
-    names = ", ".join(f"{name} ({suite.functionalities[name, flagged].value:.0%})" for name, flagged in failed[:10])
-    more = f" and {len(failed) - 10} more" if len(failed) > 10 else ""
-    alarms = [
-        f"{told} It fails {len(failed)} of {len(suite.functionalities)} functionalities, getting most of their cases "
-        f"wrong: {names}{more}."
-    ]
+    alarms = []
+    if failed:
+        alarms.append(_failed_words(suite, told))
+    elif any(share is not None and share.fails for share in (suite.positive, suite.negative)):
+        alarms.append(f"{told} It gets most of one side wrong.")
     worst = [
         (name, shares[0]) for name, shares in suite.targets.items() if shares[0] is not None and shares[0].count >= 20
     ]
@@ -238,4 +236,14 @@ def _suite_words(subject: Subject, found: Findings) -> Words:
                 f"What is aimed at {low} is found least often ({least.value:.0%}), at {high} most often "
                 f"({most.value:.0%})."
             )
-    return alarms, []
+    return alarms, [] if any(one.startswith(told) for one in alarms) else [told]
+
+
+def _failed_words(suite: SuiteReport, told: str) -> str:
+    failed = suite.failed
+    names = ", ".join(f"{name} ({suite.functionalities[name, flagged].value:.0%})" for name, flagged in failed[:10])
+    more = f" and {len(failed) - 10} more" if len(failed) > 10 else ""
+    return (
+        f"{told} It fails {len(failed)} of {len(suite.functionalities)} functionalities, getting most of their cases "
+        f"wrong: {names}{more}."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from hftransfer.diagnose.backbones import MOST_TEXTS, Subject, plain_model
 from hftransfer.diagnose.retained import Measure
 from hftransfer.diagnose.watch import Watch
 from hftransfer.errors import DataError
-from hftransfer.models.backbone import backbone_parameters, check_same_backbone, copied, interpolate
+from hftransfer.models.backbone import backbone_parameters, check_same_backbone, copied, interpolate, untie_head
 from hftransfer.models.load import load_trained
 from hftransfer.recipe import Recipe
 from hftransfer.run_files import MODEL_FOLDER
+from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.tasks.registry import task_of_model
 from hftransfer.training.evaluate import predict
 from hftransfer.training.language_model import spread_rows, texts_of
@@ -44,6 +46,8 @@ def measure(subject: Subject, folder: Path, recipe: Recipe) -> Measure:
     """
     dataset, split = _scored_data(folder, recipe)
     loaded = plain_model(load_trained(folder / MODEL_FOLDER))
+    # A head that shares the input embeddings' weights would change with them.
+    untie_head(loaded.model)
     parameters = backbone_parameters(loaded.model, loaded.anatomy)
     check_same_backbone(parameters, subject.old, str(folder), "that of this run")
     own = copied(parameters)
@@ -64,9 +68,23 @@ def measure(subject: Subject, folder: Path, recipe: Recipe) -> Measure:
     on = f"{split} data of {folder.name}"
     if hits[0] is not None and hits[1] is not None:
         return retained.of_hits(on, "accuracy of its own head", hits[0], hits[1])
-    ratio = scores[1] / scores[0] if scores[0] else float("nan")
+    ratio = kept_share(str(recipe.evaluation.metric), *scores, where=str(folder))
     what = f"{recipe.evaluation.metric} of its own head (no interval)"
     return Measure(on, what, scores[0], scores[1], ratio, ratio, ratio, len(dataset))
+
+
+def kept_share(metric: str, before: float, after: float, where: str) -> float:
+    """How much is left of a score, 1 for all of it; of a loss per token, as of perplexities.
+
+    Raises:
+        DataError: If the score was such that there is no share of it: not above zero.
+    """
+    if metric == "token_loss":
+        return math.exp(before - after)
+    whole, left = (before, after) if greater_is_better(metric) else (after, before)
+    if not whole > 0:
+        raise DataError(f"{metric} was {before:.3g}, of which no share can be left", where=where, fix="leave it out")
+    return max(0.0, left / whole)
 
 
 def _probed(subject: Subject, folder: Path, recipe: Recipe, dataset: Dataset, split: str) -> Measure:

@@ -86,7 +86,9 @@ def of_hits(on: str, what: str, before_M: NDArray[np.bool_], after_M: NDArray[np
     """
 
     def ratio(counts_RN: Floats) -> Floats:
-        return (counts_RN @ after_M) / np.maximum(counts_RN @ before_M, 1.0)
+        before_R, after_R = counts_RN @ before_M, counts_RN @ after_M
+        # Where nothing was right, nothing can have been lost.
+        return np.where(before_R > 0, after_R / np.maximum(before_R, 1.0), np.maximum(after_R, 1.0))
 
     value, low, high = _with_interval(ratio, len(before_M))
     return Measure(on, what, float(before_M.mean()), float(after_M.mean()), value, low, high, len(before_M))

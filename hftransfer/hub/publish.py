@@ -32,6 +32,7 @@ def push(
     files: Mapping[str, str],
     private: bool = True,
     merge: bool = False,
+    local_base: bool = False,
 ) -> str:
     """Publish a model that has been verified, in one commit.
 
@@ -42,6 +43,7 @@ def push(
         files: Name and text of more files.
         private: Whether the repository is private.
         merge: Publish a plain model, with the adapter folded into the weights.
+        local_base: Whether its checkpoint was a folder when it was trained, wherever that is now.
 
     Returns:
         The address of the commit.
@@ -56,7 +58,7 @@ def push(
         )
     merge = merge and (model_folder / ADAPTER).is_file()
     if not merge:
-        _check_base(model_folder)
+        _check_base(model_folder, local_base)
     target = find_target(repo, private=private)
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary, "model")
@@ -111,7 +113,7 @@ def save_merged(model_folder: Path, folder: Path) -> None:
     )
 
 
-def _check_base(model_folder: Path) -> None:
+def _check_base(model_folder: Path, local: bool) -> None:
     """An adapter is of use to others only if its base checkpoint is on the Hub.
 
     Raises:
@@ -121,7 +123,7 @@ def _check_base(model_folder: Path) -> None:
     if not path.is_file():
         return
     base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if os.path.isdir(base) or os.path.isabs(base):
+    if local or os.path.isdir(base) or os.path.isabs(base):
         raise HubError(
             f"the adapter belongs to {base}, a folder of this machine",
             where="not pushed",

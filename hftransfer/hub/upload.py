@@ -129,7 +129,9 @@ def upload(folder: Path, target: Target, message: str) -> str:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, str(path)) for name, path in local.items() if not _is_same(path, there.get(name))
         ]
-        stale = [name for name in there if name not in local and any(fnmatch(name, one) for one in REPLACED)]
+        # What lies in folders is somebody else's: a push writes to the top alone.
+        top = [name for name in there if "/" not in name and name not in local]
+        stale = [name for name in top if any(fnmatch(name, one) for one in REPLACED)]
         operations += [CommitOperationDelete(name) for name in stale]
         if not operations:
             return f"{api.endpoint}/{repo}/commit/{info.sha}"

@@ -8,6 +8,8 @@ from typing import Any
 from hftransfer.verdicts import Verdict
 
 WITH_LABELS = ("text_classification", "token_classification")
+OVER_VOCABULARY = ("seq2seq", "causal_lm", "masked_lm")
+"""Tasks whose head comes pretrained, and may share its weights with the embeddings."""
 MAX_NAMED = 12
 PIPELINE_TAGS = {
     "text_classification": "text-classification",
@@ -74,6 +76,12 @@ def strategy(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What was trained."""
     settings = recipe["strategy"]
     sentence = STRATEGIES.get(settings["type"], f"Strategy: {settings['type']}.").format_map(_Known(settings))
+    if recipe["task"]["type"] in OVER_VOCABULARY:
+        # Adapters leave such a head alone, and the weights that it shares with the embeddings rest with them.
+        sentence = sentence.replace(" and the head were trained; all else", " were trained; all else")
+        sentence = sentence.replace("The head", "What the head has of its own").replace(
+            "terms and the head", "terms and what the head has of its own"
+        )
     names = {"dora": "weight-decomposed (DoRA)", "rslora": "rank-stabilised (rsLoRA)"}
     if settings.get("variant") in names:
         sentence += f" The adapters are {names[settings['variant']]}."

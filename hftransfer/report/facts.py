@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hftransfer.recipe import Recipe
 from hftransfer.tasks.base import Features, Predictions
+from hftransfer.tasks.entities import find_entities
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,11 +50,11 @@ def class_counts(task: Any, features: Mapping[str, Features]) -> dict[str, dict[
     for name, part in features.items():
         labels = part.labels
         if task.type == "token_classification" and part.extra["golds"] is not None:
-            tags = [
-                tag.partition("-")[2] if task.marks_entities and tag[:1] in "BSU" else tag
-                for one in part.extra["golds"]
-                for tag in one
-            ]
+            golds = part.extra["golds"]
+            if task.marks_entities:
+                tags = [kind for one in golds for kind, _, _ in find_entities(one)]
+            else:
+                tags = [tag for one in golds for tag in one]
             found[name] = {kind: tags.count(kind) for kind in task.kinds}
         elif task.type == "text_classification" and task.labels.names and isinstance(labels, np.ndarray):
             first = np.unique(part.example_N, return_index=True)[1]

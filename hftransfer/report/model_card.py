@@ -71,13 +71,15 @@ class CardFacts:
     def base(self) -> str | None:
         """The base checkpoint's name on the Hub; None for a folder."""
         name = str(self.recipe["checkpoint"]).rpartition("@")[0] or str(self.recipe["checkpoint"])
-        return name if HUB_ID.fullmatch(name) and not os.path.isdir(name) else None
+        is_folder = self.metrics.get("base_is_folder", os.path.isdir(name))
+        return name if HUB_ID.fullmatch(name) and not is_folder else None
 
     @property
     def dataset(self) -> str | None:
         """The data set's name on the Hub; None for files."""
         name, _ = name_and_revision(self.recipe["data"].get("name") or "")
-        return name if name and not os.path.isdir(name) and not os.path.isabs(name) else None
+        is_folder = self.metrics.get("data_is_folder", os.path.isdir(name)) or os.path.isabs(name)
+        return name if name and not is_folder else None
 
     def data_name(self, split: str) -> str:
         """The data of a split in a few words."""

@@ -52,8 +52,12 @@ def verdict(run: RunView) -> str:
         else:
             remarks.append("The interval does not exclude the best baseline: do not count on the difference.")
     if run.split == "validation":
+        stopped = run.setting("evaluation.early_stopping_patience") is not None
+        chose = run.seeds or stopped or run.setting("evaluation.keep") != "last"
         remarks.append(
             "There is no test set: the validation examples also chose the model, so expect less on new data."
+            if chose
+            else "There is no test set: what was tuned by the validation examples may do less well on new data."
         )
     if run.count < 200:
         remarks.append(f"{run.count} examples are few; the interval is the result.")

@@ -220,7 +220,10 @@ def _mean_over_seeds(replicates_MR: Floats, values: Sequence[float], rng: np.ran
     centre_R = replicates_MR.mean(0)
     if seeds == 1:
         return _as_floats(centre_R)
-    noise = float((replicates_MR - centre_R).var(axis=1).mean()) * seeds / (seeds - 1)
+    # Resamples whose score is undefined (no example of a class was drawn) say nothing about the noise.
+    defined_R = np.isfinite(centre_R)
+    own_MR = replicates_MR[:, defined_R] - centre_R[defined_R]
+    noise = float(own_MR.var(axis=1).mean()) * seeds / (seeds - 1) if defined_R.any() else 0.0
     spread = max(0.0, float(np.var(values, ddof=1)) - noise)
     return _as_floats(centre_R + math.sqrt(spread / seeds) * rng.standard_t(seeds - 1, resamples))
 
@@ -264,9 +267,11 @@ def compare(
     spread = math.sqrt(first[0].count / max(first[0].count - 1, 1))
     further = np.abs(defined_R - value) * spread >= abs(value) - 1e-12
     p_value = float((1 + further.sum()) / (1 + len(defined_R)))
-    return Difference(
-        interval, p_value, "paired bootstrap", first[0].count, smallest_difference(interval.standard_error, level)
-    )
+    smallest = smallest_difference(interval.standard_error, level)
+    if max(len(first), len(second)) > 1 and len(defined_R):
+        # Student's distribution of the seeds has no standard deviation for two of them: quantiles do.
+        smallest = (interval.high - interval.low) / 2 + float(np.quantile(defined_R, POWER) - np.median(defined_R))
+    return Difference(interval, p_value, "paired bootstrap", first[0].count, smallest)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -115,7 +115,13 @@ class TextClassificationTask(Task):
         return {"label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a way of reading long texts that tokenizer or columns do not allow."""
+        """Refuse a way of reading long texts that tokenizer or columns do not allow.
+
+        The heads of T5 and BART count the ends of sequences, and refuse a batch in which one text holds a literal
+        "</s>": there a text is read as text alone. The tokenizer is saved like that, so it holds without us as well.
+        """
+        if model.config.is_encoder_decoder:
+            tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
         if self.settings.long_inputs in ("windows", "head_tail"):
             check_offsets(tokenizer)
         if self.settings.long_inputs == "head_tail" and self.data.text_pair is not None:

@@ -39,6 +39,9 @@ def tokenize(
         batch = list(texts[start : start + CHUNK])
         batch_pairs = None if pairs is None else list(pairs[start : start + CHUNK])
         encoded = _encode(tokenizer, batch, batch_pairs)
+        for row in (row for row, ids in enumerate(encoded["input_ids"]) if not ids):
+            for name in encoded:
+                encoded[name][row] = [empty_token(tokenizer) if name == "input_ids" else 0]
         full_lengths = [len(ids) for ids in encoded["input_ids"]]
         long = [row for row, length in enumerate(full_lengths) if length > max_length]
         if long:
@@ -66,6 +69,11 @@ def tokenize(
         truncated_rows=len(truncated),
         truncated_tokens=truncated_tokens,
     )
+
+
+def empty_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What is read for a text without a token, where no special one is added either: a head must read something."""
+    return next(one for one in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if one is not None)
 
 
 def _encode(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hftransfer.errors import CheckpointError, RecipeError
 from hftransfer.recipe import WindowedTask
+from hftransfer.tasks.tokenization import empty_token
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def tokenize_windows(
     in_windows = settings.long_inputs != "head"
     first = list(texts) if pairs is None else _shortened(tokenizer, texts, max_length // 2)
     stride = _stride(tokenizer, first, max_length, settings, pairs is not None) if in_windows else 0
-    found = _Collected(of_pairs=pairs is not None, keeps_all=in_windows)
+    found = _Collected(of_pairs=pairs is not None, keeps_all=in_windows, empty=empty_token(tokenizer))
     for start in range(0, len(first), CHUNK):
         encoded = tokenizer(
             first[start : start + CHUNK],
@@ -130,10 +131,11 @@ class _Collected:
     Args:
         of_pairs: Whether it is the second text that is cut.
         keeps_all: Whether all windows of an example are kept, else the first alone, and the rest is counted as lost.
+        empty: What stands for a text without tokens.
     """
 
-    def __init__(self, *, of_pairs: bool, keeps_all: bool) -> None:
-        self.of_pairs, self.keeps_all = of_pairs, keeps_all
+    def __init__(self, *, of_pairs: bool, keeps_all: bool, empty: int) -> None:
+        self.of_pairs, self.keeps_all, self.empty = of_pairs, keeps_all, empty
         self.columns: dict[str, list[NDArray[np.int32]]] = {}
         self.places: list[list[NDArray[np.int64]]] = [[], [], []]
         self.lengths: list[int] = []
@@ -146,16 +148,20 @@ class _Collected:
         for row, position in enumerate(encoded["overflow_to_sample_mapping"]):
             example = start + position
             texts_T = np.asarray([SPECIAL if one is None else one for one in encoded.sequence_ids(row)], np.int64)
+            ids = {name: encoded[name][row] for name in ("input_ids", "token_type_ids") if name in encoded}
+            spans = encoded["offset_mapping"][row]
+            if not len(texts_T):
+                texts_T, spans = np.asarray([SPECIAL]), [(0, 0)]
+                ids = {name: [self.empty if name == "input_ids" else 0] for name in ids}
             if example == seen and not self.keeps_all:
                 self.lost[example] += int((texts_T == int(self.of_pairs)).sum())
                 continue
             seen = example
-            spans_T2 = np.asarray(encoded["offset_mapping"][row], np.int64).reshape(-1, 2)
+            spans_T2 = np.asarray(spans, np.int64).reshape(-1, 2)
             for kept, values in zip(self.places, (spans_T2[:, 0], spans_T2[:, 1], texts_T), strict=True):
                 kept.append(values)
-            for name in ("input_ids", "token_type_ids"):
-                if name in encoded:
-                    self.columns.setdefault(name, []).append(np.asarray(encoded[name][row], np.int32))
+            for name, values in ids.items():
+                self.columns.setdefault(name, []).append(np.asarray(values, np.int32))
             self.lengths.append(len(texts_T))
             self.examples.append(example)
 
@@ -195,14 +201,13 @@ def head_and_tail(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_
 
 def _shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[str]:
     """The texts, cut where they have more than so many tokens: the second text needs room."""
-    found = []
-    for text in texts:
-        if len(text) <= most:
-            # Never more tokens than characters, give or take a special one.
-            found.append(text)
-            continue
-        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        found.append(text[: spans[most - 1][1]] if len(spans) > most else text)
+    found: list[str] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk = list(texts[start : start + CHUNK])
+        encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for text, spans in zip(chunk, encoded["offset_mapping"], strict=True):
+            # A character may have several tokens; one whose last ones are cut off goes as a whole.
+            found.append(text[: min(spans[most - 1][1], spans[most][0])] if len(spans) > most else text)
     return found
 
 

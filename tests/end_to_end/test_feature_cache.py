@@ -270,3 +270,32 @@ def test_why_there_is_no_cache(bert: Path, tmp_path: Path, capsys: pytest.Captur
     run = finetune(recipe, train=ROWS[:48], validation=ROWS[48:])
     assert "no feature cache: nothing but the embeddings is frozen" in capsys.readouterr().out
     assert facts(run)["cache_served_rows"] == 0
+
+
+def test_all_boundaries_of_a_pass_share_one_budget(bert: Path, tmp_path: Path, own_cache: Path) -> None:
+    whole = train(tmp_path / "whole", bert, "gradual_unfreezing")
+    kept = [path.stat().st_size for path in own_cache.rglob("states.bin")]
+    assert len({path.parents[1] for path in own_cache.rglob("states.bin")}) > 1, "one boundary shows nothing"
+    shutil.rmtree(own_cache)
+    run = train(tmp_path / "run", bert, "gradual_unfreezing", cache={"max_bytes": max(kept) + 10_000})
+    assert sum(path.stat().st_size for path in own_cache.rglob("states.bin")) <= max(kept) + 10_000
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["train", "validation"])
+def test_an_empty_text_is_the_same_from_the_cache_and_without_it(place: str, checkpoints: Path, tmp_path: Path) -> None:
+    rows = {"train": [dict(row) for row in ROWS[:24]], "validation": [dict(row) for row in ROWS[24:36]]}
+    rows[place][5]["text"] = ""
+    runs = []
+    for name, cache in (("cached", {}), ("plain", {"max_bytes": 0})):
+        recipe = Recipe(
+            checkpoint=str(checkpoints / "gpt2"),
+            strategy="feature_extraction",
+            cache=cache,
+            optim={"max_steps": 6, "per_device_train_batch_size": 8},
+            preflight="off",
+            output_dir=str(tmp_path / name),
+        )
+        runs.append(finetune(recipe, **rows))
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-6)
+    assert runs[0].metrics["validation"] == pytest.approx(runs[1].metrics["validation"], abs=1e-6)

@@ -240,6 +240,41 @@ def test_an_adapter_of_a_local_folder_is_pushed_merged_or_not_at_all(
     assert json.loads(hub.files("me/local")["config.json"])["id2label"]["1"] == "perhaps"
 
 
+def test_a_push_leaves_what_lies_in_folders_alone(hub: Hub, client: Client, run: Run, tmp_path: Path) -> None:
+    others = ("sub/model.safetensors", "adapter_v1/notes.md", "pytorch_model.bin")
+    for name in others:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("somebody's")
+    client.run(
+        f"huggingface_hub.create_repo('me/shared', private=True); huggingface_hub.upload_folder(repo_id='me/shared', "
+        f"folder_path={str(tmp_path)!r})"
+    )
+    client.run(push(run, "shared"))
+    files = hub.files("me/shared")
+    assert {*others[:2], "model.safetensors"} <= set(files)
+    assert "pytorch_model.bin" not in files, "weights beside the pushed ones would be loaded in their place"
+
+
+def test_a_folder_named_from_elsewhere_is_no_repository(
+    hub: Hub, client: Client, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoints.parent)
+    name = f"{checkpoints.name}/bert"
+    plain, adapter = (
+        tiny_run("text_classification", strategy, name, tmp_path / strategy) for strategy in ("bitfit", "lora")
+    )
+    monkeypatch.chdir(tmp_path)
+    for run in (plain, adapter):
+        run.write_card()
+        card = (run.model_folder / "README.md").read_text()
+        assert "huggingface.co" not in card.split("```")[0]
+        assert "base_model" not in card
+    # The client's working folder is another one as well.
+    assert "--merge" in client.refused(push(adapter, "elsewhere"))
+    assert "me/elsewhere" not in hub.repos
+
+
 def test_a_recipe_pushes_at_its_end_and_asks_before_it_begins(hub: Hub, client: Client, tmp_path: Path) -> None:
     def train(name: str, more: str = "") -> str:
         return (

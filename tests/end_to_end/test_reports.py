@@ -105,6 +105,25 @@ def test_heads_that_are_trained_at_once_are_those_of_single_runs(
     assert found["roc_auc"] == pytest.approx(expected["roc_auc"], abs=1e-3)
 
 
+def test_of_equal_evaluations_heads_at_once_keep_the_later_one_as_a_single_run_does(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    from tests.tiny_models import write_tiny_checkpoint
+
+    write_tiny_checkpoint(tmp_path / "bert", "bert", dropout=0.0)
+    few = {**files, "validation": str(write_rows(tmp_path / "few.jsonl", rows(3)))}
+    evaluation = {"keep": "best", "every": 1, "metric": "accuracy"}
+    both, single = (
+        finetune(recipe(tmp_path, few, tmp_path / name, "feature_extraction", seeds=seeds, evaluation=evaluation))
+        for name, seeds in (("both", [7, 8]), ("single", [8]))
+    )
+    of_both = Run(both.folder / "seeds" / "8")
+    scores = [one["validation_accuracy"] for one in of_both.log if "validation_accuracy" in one]
+    assert scores.count(max(scores)) > 1, "without equal scores nothing is shown"
+    last = max(at for at, score in enumerate(scores, 1) if score == max(scores))
+    assert of_both.metrics["training"]["best_step"] == single.metrics["training"]["best_step"] == last
+
+
 def test_metrics_hold_intervals_baselines_and_calibration(at_once: Run) -> None:
     metrics = at_once.metrics
     low, high = metrics["intervals"]["test"]["accuracy"]

@@ -113,7 +113,7 @@ def test_answers_are_written_with_their_place(checkpoints: Path, tmp_path: Path)
     assert len(records) == len(ASKED)
     for record in records:
         start, end = record["start"], record["end"]
-        assert record["prediction"] == ("" if start is None else record["context"][int(start) : int(end)])
+        assert record["prediction"] == ("" if start is None else record["context"][start:end])
         assert 0 < record["score"] <= 1
     together = [record["score"] for record in records]
     alone = [predict(run, data=[row], text="question", text_pair="context")[0]["score"] for row in ASKED[:4]]

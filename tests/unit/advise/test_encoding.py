@@ -16,20 +16,18 @@ from tests.tiny_models import NUM_BLOCKS, tiny_classifier, tiny_tokenizer
 from tests.tiny_runs import TASKS
 
 
-def encoded(family, pooling, **cache):
+def encoded(family, **cache):
     rows = Dataset.from_list(TASKS["text_classification"][2])
     task = build_task(TextClassification(), DataSection(), rows)
     features = task.encode(rows, tiny_tokenizer(family), 32)
     model, accelerator = tiny_classifier(family), Accelerator(cpu=True)
-    found = encode_layers(
-        model, task, features, np.arange(len(features)), accelerator, CacheSection(**cache), pooling=pooling
-    )
+    found = encode_layers(model, task, features, np.arange(len(features)), accelerator, CacheSection(**cache))
     return found, model, task, features
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet", "deberta-v2"])
 def test_layers_are_the_means_of_the_hidden_states(family):
-    found, model, task, features = encoded(family, "mean", max_bytes=0)
+    found, model, task, features = encoded(family, max_bytes=0)
     assert list(found.layers) == list(range(NUM_BLOCKS + 1))
     for row in (0, 5):
         inputs = model_inputs(task.collate(features, np.asarray([row])))
@@ -40,8 +38,8 @@ def test_layers_are_the_means_of_the_hidden_states(family):
             np.testing.assert_allclose(values_ND[row], expected, atol=1e-4, err_msg=f"layer {layer}")
 
 
-def test_a_head_that_reads_one_token_is_given_that_token():
-    found, model, task, features = encoded("gpt2", None, max_bytes=0)
+def test_of_a_decoder_it_is_the_last_token():
+    found, model, task, features = encoded("gpt2", max_bytes=0)
     inputs = model_inputs(task.collate(features, np.asarray([1])))
     with torch.no_grad():
         last = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1].numpy()
@@ -50,9 +48,9 @@ def test_a_head_that_reads_one_token_is_given_that_token():
 
 def test_vectors_are_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HFTRANSFER_CACHE", str(tmp_path / "states"))
-    first, *_ = encoded("bert", "mean")
-    again, *_ = encoded("bert", "mean")
-    other, *_ = encoded("bert", None)
+    first, *_ = encoded("bert")
+    again, *_ = encoded("bert")
+    other, *_ = encoded("distilbert")
     assert (first.computed, again.computed) == (12, 0)
     assert other.computed == 12
     for layer, values_ND in first.layers.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -88,3 +90,12 @@ def test_bad_shapes_are_told(measure):
         measure(np.zeros((0, 3)), np.zeros((0, 2)))
     with pytest.raises(DataError, match="targets"):
         measure(np.zeros((4, 3)), np.zeros((5, 2)))
+
+
+def test_features_without_information_have_the_evidence_of_noise_alone() -> None:
+    rng = np.random.default_rng(0)
+    targets_NC = np.eye(2)[rng.integers(0, 2, 60)]
+    empty = logme(np.zeros((60, 4)), targets_NC)
+    assert math.isfinite(empty)
+    assert empty == pytest.approx(logme(1e-9 * rng.normal(size=(60, 4)), targets_NC), abs=0.05)
+    assert logme(targets_NC + 0.1 * rng.normal(size=(60, 2)), targets_NC) > empty

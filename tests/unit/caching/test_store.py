@@ -179,21 +179,21 @@ def test_room_is_made_by_the_least_recently_used(tmp_path: Path) -> None:
     # A manifest says how long the encoding took, so sizes differ by some bytes.
     sizes = [space.used_bytes() for space in spaces]
     store.max_bytes = sum(sizes)
-    assert store.make_room(min(sizes), keep=spaces[2]) == min(sizes)
+    assert store.make_room(min(sizes), keep=[spaces[2]]) == min(sizes)
     assert [space.folder.exists() for space in spaces] == [True, False, True]
-    assert store.make_room(10 * max(sizes), keep=spaces[2]) == sizes[0] + sizes[1]
+    assert store.make_room(10 * max(sizes), keep=[spaces[2]]) == sizes[0] + sizes[1]
     assert [space.folder.exists() for space in spaces] == [False, False, True]
 
 
 def test_no_budget_leaves_no_room(tmp_path: Path) -> None:
     store = StateStore(tmp_path, max_bytes=0)
-    assert store.make_room(1, keep=store.space(KEY)) == 0
+    assert store.make_room(1, keep=[store.space(KEY)]) == 0
 
 
 def test_without_a_budget_nothing_is_removed(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     write(store.space(KEY), *rows_of([1]))
-    assert store.make_room(1 << 60, keep=store.space({**KEY, "boundary": 9})) < 1 << 60
+    assert store.make_room(1 << 60, keep=[store.space({**KEY, "boundary": 9})]) < 1 << 60
     assert len(store.spaces()) == 1
 
 
@@ -234,5 +234,17 @@ def test_what_was_used_lately_is_not_removed_where_that_is_asked_for(tmp_path: P
         write(space, *rows_of([100]))
         os.utime(space.folder / "key.json", (1000 + age, 1000 + age))
     store = StateStore(tmp_path, max_bytes=3 * spaces[0].used_bytes(), keep_since=1001.0)
-    store.make_room(10**9, keep=spaces[2])
+    store.make_room(10**9, keep=[spaces[2]])
     assert [space.folder.exists() for space in spaces] == [False, True, True]
+
+
+def test_what_is_promised_is_taken_from_the_room_and_spaces_in_use_stay(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    spaces = [store.space({**KEY, "boundary": boundary}) for boundary in range(2)]
+    for space in spaces:
+        write(space, *rows_of([100]))
+    store.max_bytes = store.used_bytes() + 1000
+    assert store.make_room(800, keep=spaces) == 800
+    assert store.make_room(800, keep=spaces, promised=800) == 200
+    assert all(space.folder.exists() for space in spaces)
+    assert StateStore(tmp_path / "new").make_room(1 << 60, keep=[], promised=1 << 60) == 0

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hftransfer import Recipe, Run, finetune, inference
 from hftransfer.cli.main import main
-from hftransfer.diagnose import retained
+from hftransfer.diagnose import earlier_runs, retained
 from hftransfer.diagnose.backbones import Subject
 from hftransfer.diagnose.forgetting import Asked, diagnose
 from hftransfer.diagnose.softening import Examined, Softened
@@ -223,3 +223,50 @@ def test_dora_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.
     run = train(checkpoints / "bert", tmp_path / "run", "lora")
     with pytest.raises(CheckpointError, match="DoRA"):
         Softened(inference.load_trained(run.model_folder), {})
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "left"),
+    [
+        ("token_loss", 2.0, 3.0, math.exp(-1.0)),
+        ("token_loss", 2.0, 1.5, math.exp(0.5)),
+        ("mse", 0.2, 0.4, 0.5),
+        ("spearman", 0.8, 0.4, 0.5),
+        ("spearman", 0.8, -0.1, 0.0),
+    ],
+)
+def test_what_is_left_of_a_score_falls_when_the_score_gets_worse(metric, before, after, left) -> None:
+    assert earlier_runs.kept_share(metric, before, after, "RUN") == pytest.approx(left)
+
+
+def test_there_is_no_share_of_a_score_below_zero() -> None:
+    with pytest.raises(DataError, match=r"spearman was -0\.1, of which no share can be left"):
+        earlier_runs.kept_share("spearman", -0.1, -0.3, "RUN")
+
+
+def test_where_nothing_was_right_nothing_was_lost() -> None:
+    nothing, some = np.zeros(20, bool), np.arange(20) < 5
+    assert retained.of_hits("on", "what", nothing, nothing).retained == 1.0
+    assert retained.of_hits("on", "what", some, nothing).retained == 0.0
+
+
+def test_an_earlier_language_model_is_scored_by_its_loss_and_its_own_head(
+    language_models: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "texts.csv")
+    recipe = Recipe(
+        checkpoint=str(language_models / "bert/AutoModelForMaskedLM"),
+        task="masked_lm",
+        data={"train": file, "validation": file, "test": file, "max_length": 32},
+        optim={"max_steps": 3, "learning_rate": 1e-3},
+        output_dir=str(tmp_path / "adapted"),
+        preflight="off",
+    )
+    first = finetune(recipe)
+    second = train(first.model_folder, tmp_path / "second")
+    verdict = diagnose(second.folder, second.recipe, Asked(earlier=[(first.folder, first.recipe)]))
+    row = next(row for row in verdict.tables[0].rows if row[0].startswith("test data of adapted"))
+    before, after, left = map(float, row[2:5])
+    assert before == pytest.approx(first.metrics["test"]["token_loss"], abs=2e-3)
+    assert after > before
+    assert left == pytest.approx(math.exp(before - after), abs=5e-3)

@@ -164,3 +164,31 @@ def test_intervals_hold_the_truth_and_equal_models_rarely_differ() -> None:
     equal = false_positives(accuracy, 200, 250)
     print(equal)
     assert all(share <= 0.085 for share in equal.values()), equal
+
+
+def test_a_resample_without_a_score_hides_no_spread_of_seeds() -> None:
+    values_N = np.random.default_rng(0).normal(0.0, 0.1, 200)
+
+    def seed(mean: float, *, needs_first: bool) -> Statistic:
+        def score(rows_N: np.ndarray) -> float:
+            return mean + float(values_N[rows_N].mean()) if not needs_first or 0 in rows_N else math.nan
+
+        return Statistic(200, of_rows=score)
+
+    whole, holed = (
+        over_examples_and_seeds([seed(mean, needs_first=needs_first) for mean in (0.7, 0.8, 0.9)])
+        for needs_first in (False, True)
+    )
+    assert holed.high - holed.low == pytest.approx(whole.high - whole.low, rel=0.25)
+    assert holed.high - holed.low > 0.2, "that of the seeds, not of the examples alone"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_smallest_difference_of_few_seeds_is_a_number_to_use(seeds: int) -> None:
+    rng = np.random.default_rng(1)
+    runs = [
+        [mean_of((rng.random(400) < share + 0.01 * at).astype(float)) for at in range(seeds)] for share in (0.8, 0.82)
+    ]
+    found = [compare(*runs, seed=seed).smallest for seed in range(6)]
+    assert max(found) < 1.0
+    assert max(found) < 2 * min(found)

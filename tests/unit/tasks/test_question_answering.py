@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForQuestionAnswering, PretrainedConfig
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForQuestionAnswering, PretrainedConfig, PreTrainedTokenizerFast
 
 from hftransfer.caching.states import PlainInputs, model_inputs
 from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import DataSection, QuestionAnswering
 from hftransfer.tasks.question_answering import QuestionAnsweringTask
+from hftransfer.tasks.windows import tokenize_windows
 from hftransfer.training import evaluate
 from tests.tiny_models import WORDS, tiny_model, tiny_tokenizer
 
@@ -160,3 +164,24 @@ def test_a_long_question_leaves_room_for_the_context():
     logits = right_logits(features)
     task.calibrate(logits, features)
     assert task.score(logits, features)["exact_match"] == 1.0
+
+
+def byte_tokenizer():
+    """A token for every byte, as byte-level tokenizers have for what is rare."""
+    special = {"<s>": 0, "</s>": 1, "<pad>": 2}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({**special, **{one: at for at, one in enumerate(alphabet, 3)}}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ends = [(name, special[name]) for name in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", ends)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def test_a_question_of_characters_with_several_tokens_is_cut_to_half():
+    tokenizer = byte_tokenizer()
+    questions = ["\u4e2d" * 30, "why " * 30, "what"]
+    found = tokenize_windows(tokenizer, questions, ["a long context " * 20] * 3, 64, QuestionAnswering())
+    firsts = [int((found.text_S[start:end] == 0).sum()) for start, end in pairwise(found.offsets_N1)]
+    assert max(firsts) <= 32
+    assert min(firsts) == len("what")
+    assert set(found.example_N) == {0, 1, 2}

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+from hftransfer.caching.states import PlainInputs
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.metrics import METRICS
 from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.training.evaluate import predict
 from tests.tiny_models import tiny_classifier, tiny_tokenizer
 
 TEXTS = ["good film", "bad film indeed", "a boring story", "lovely music"]
@@ -128,3 +131,31 @@ def test_the_output_layer_is_initialised_not_a_dense_layer_of_the_same_width():
 def test_a_setting_that_would_do_nothing_is_refused(problem, settings):
     with pytest.raises(RecipeError, match=f"task.{next(iter(settings))}"):
         a_task(problem, **settings)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("long_inputs", ["head", "windows", "head_tail"])
+def test_a_text_that_holds_an_end_of_sequence_is_text(family, long_inputs, tmp_path):
+    rows = Dataset.from_dict({"text": ["a good film", "a </s> film </s>"], "label": ["x", "y"]})
+    task = TextClassificationTask.from_data(TextClassification(long_inputs=long_inputs), DataSection(), rows)
+    model, tokenizer = tiny_classifier(family, 2), tiny_tokenizer(family)
+    task.attach(model, tokenizer)
+    features = task.encode(rows, tokenizer, 16)
+    together = predict(model, task, PlainInputs(task, features))
+    for row in range(2):
+        alone = predict(model, task, PlainInputs(task, task.encode(rows.select([row]), tokenizer, 16)))
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
+    # Plain transformers read the saved tokenizer alike.
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(rows["text"][1])["input_ids"].count(again.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("long_inputs", ["head", "windows"])
+def test_an_empty_text_is_read_as_an_end_of_sequence_where_nothing_else_is_there(long_inputs):
+    rows = Dataset.from_dict({"text": ["a good film", ""], "label": ["x", "y"]})
+    task = TextClassificationTask.from_data(TextClassification(long_inputs=long_inputs), DataSection(), rows)
+    tokenizer = tiny_tokenizer("gpt2")
+    features = task.encode(rows, tokenizer, 16)
+    assert features.lengths_N.tolist() == [3, 1]
+    assert features.columns["input_ids"][-1] == tokenizer.eos_token_id
