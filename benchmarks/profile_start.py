@@ -2,9 +2,9 @@
 
     python -m benchmarks.profile_start --repeats 5
 
-Prints a Markdown table: seconds by library, each charged with all that it imports itself (torch's compiler and sympy,
-which transformers' loading code imports, are transformers'). Both sides are imported in turns, in interpreters of their
-own, under `python -X importtime`, which makes either of them somewhat slower.
+Prints a Markdown table: seconds by library, each charged with its own modules and what they import of packages that
+are not listed (sympy, which torch's compiler imports, is torch's). Both sides are imported in turns, in interpreters of
+their own, under `python -X importtime`, which makes either of them somewhat slower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def charged(log: str) -> dict[str, float]:
     """Seconds by library, from what `-X importtime` writes.
 
     A module comes after those that it imports, which are indented by two more spaces. Read backwards, every line has
-    its importers above it, and is charged to the outermost of them that is not a side's own.
+    its importers above it, and is charged to the innermost of them that is listed.
     """
     found: Counter[str] = Counter()
     importers: list[str] = []
@@ -39,9 +39,9 @@ def charged(log: str) -> dict[str, float]:
     for own_microseconds, _, name in reversed([parts for parts in lines if parts[0].strip().isdigit()]):
         depth = (len(name) - len(name.lstrip()) - 1) // 2
         importers[depth:] = [name.strip()]
-        roots = (one.split(".")[0] for one in importers)
-        library = next((root for root in roots if root not in OWN), "own modules")
-        found[library if library in (*SHOWN, "own modules") else "the rest"] += int(own_microseconds) / 1e6
+        roots = [one.split(".")[0] for one in importers]
+        library = next((root for root in reversed(roots) if root in SHOWN), "the rest")
+        found["own modules" if roots[-1] in OWN else library] += int(own_microseconds) / 1e6
     return dict(found)
 
 

@@ -87,9 +87,13 @@ def adapt(recipe: Recipe, settings: AdaptationSettings, *, origins: Mapping[str,
     folder = Path(recipe.output_dir or "runs/adapted")
     language = _language_recipe(recipe, settings, folder)
     task = recipe.model_copy(update={"output_dir": str(folder / TASK)})
+    if recipe.push_to_hub:
+        task = task.model_copy(update={"hub_model_id": recipe.hub_model_id or folder.name})
     done = _finished(folder, language, settings)
     for one in (task,) if done else (language, task):
         check_output_folder(one)
+    if not done:
+        _check_texts_folder(folder, recipe, settings)
     check_push(task)
     if done:
         print(f"Adaptation: finished already, {folder / ADAPTATION}")
@@ -181,6 +185,24 @@ def hold_out(texts: Texts, seed: int) -> tuple[Texts, Texts]:
     count = min(max(round(HELD_OUT_SHARE * len(texts)), HELD_OUT_LEAST), HELD_OUT_MOST)
     order = random_order(len(texts), seed, STREAM).tolist()
     return texts.take(sorted(order[count:])), texts.take(sorted(order[:count]))
+
+
+def _check_texts_folder(folder: Path, recipe: Recipe, settings: AdaptationSettings) -> None:
+    """Refuse to replace texts that are the user's.
+
+    Raises:
+        RecipeError: If the files that will be written are there, or the texts are read from among them.
+    """
+    target = (folder / TEXTS).resolve()
+    for flag, path in (("--texts", settings.texts), ("--general", settings.general)):
+        if path is not None and Path(path).resolve().is_relative_to(target):
+            raise RecipeError("is in OUTPUT/texts, which is written", where=flag, fix="choose another --output_dir")
+    names = [f"{name}{part}.parquet" for name in ("domain", "general") for part in ("", "_held_out")]
+    there = next((name for name in names if (target / name).exists()), None)
+    if there is not None and recipe.resume == "never" and not recipe.overwrite:
+        raise RecipeError(
+            "is there already", where=str(folder / TEXTS / there), fix="choose another --output_dir, or say --overwrite"
+        )
 
 
 def _write_texts(folder: Path, parts: Mapping[str, tuple[Texts, Texts]]) -> None:

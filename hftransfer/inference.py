@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from hftransfer.caching.states import PlainInputs
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 512
 OUTPUT_FORMATS = (".csv", ".jsonl", ".parquet")
+WHOLE_NUMBERS = {
+    getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")()
+    for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+}
 
 
 def predict(
@@ -139,7 +144,9 @@ def predict_file(
     taken = [name for name in added if name in dataset.column_names]
     if taken:
         raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
-    _write(dataset.to_pandas().assign(**{name: _series(values) for name, values in added.items()}), output)
+    # A column of whole numbers stays one where some are missing: pandas would round large ones.
+    frame: Any = dataset.with_format("arrow")[:].to_pandas(types_mapper=WHOLE_NUMBERS.get)
+    _write(frame.assign(**{name: _series(values) for name, values in added.items()}), output)
     return len(records)
 
 
@@ -247,6 +254,6 @@ def _write(frame: Any, output: Path) -> None:
         if output.suffix == ".csv":
             frame.to_csv(temporary, index=False)
         elif output.suffix == ".jsonl":
-            frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+            frame.to_json(temporary, orient="records", lines=True, force_ascii=False, date_format="iso")
         else:
             frame.to_parquet(temporary, index=False)

@@ -49,7 +49,9 @@ def train(prepared: Prepared, training: Training, report: Report | None = None) 
     found = None if report is None else report.as_data()
     run = create_run(prepared.recipe, writes, prepared.lock, found, prepared.verdicts)
     prepared.accelerator.wait_for_everyone()
-    chosen = batched_seeds.train(prepared, training, run) or _one_by_one(prepared, training, run)
+    chosen = batched_seeds.train(prepared, training, run)
+    if chosen is None:
+        chosen = _one_by_one(prepared, training, run)
     if writes:
         _write(run, prepared, chosen)
     prepared.accelerator.wait_for_everyone()

@@ -25,9 +25,9 @@ from hftransfer.finetuning import finetune, prepare_all
 from hftransfer.recipe import Recipe
 from hftransfer.report import outcomes
 from hftransfer.report.statistics import selection_optimism
-from hftransfer.run import Run
+from hftransfer.run import Run, hub_name
 from hftransfer.run_files import MODEL_FOLDER, write_json
-from hftransfer.sweep_space import Varied, suggest, trial_recipe
+from hftransfer.sweep_space import Varied, check_space, suggest, trial_recipe
 from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training.heads import HeadSettings
 from hftransfer.training.prepare import load_data
@@ -121,17 +121,15 @@ def start(base: Recipe, space: Sequence[Varied], origins: Mapping[str, str] | No
         raise RecipeError("does not go with a sweep", where=name, fix="leave it out; vary seed instead of seeds")
     if not space:
         raise RecipeError("nothing varies", where="sweep", fix="say --vary FIELD=a,b,c or --vary FIELD=low..high")
-    for one in space:
-        # A misspelt field is found now, not in the middle.
-        trial_recipe(
-            base, {one.name: one.choices[0] if one.choices else one.low} if "strategy." not in one.name else {}
-        )
+    check_space(space, base)
     folder = Path(base.output_dir)
     # What is added to the rows is added by every training, and must not be there before.
     plain: dict[str, Any] = {"replay": None, "counterfactuals": None}
     if any(one.name == "data.max_train_examples" for one in space):
         plain["max_train_examples"] = None
     splits = load_data(base.model_copy(update={"data": base.data.model_copy(update=plain)}), None, None, None)
+    if base.push_to_hub:
+        base = base.model_copy(update={"hub_model_id": hub_name(base)})
     own = base.model_copy(update={"output_dir": str(folder / BEST), "overwrite": True})
     prepared = prepare_all(own, train=splits.train, validation=splits.validation, origins=origins)
     metric = prepared.recipe.evaluation.metric
@@ -252,7 +250,8 @@ def _run_one(current: Sweep, trial: optuna.Trial, values: dict[str, Any]) -> Non
     shutil.rmtree(folder, ignore_errors=True)
     try:
         recipe = trial_recipe(current.base, values)
-        own = recipe.model_copy(update={"output_dir": str(folder), "report_examples": False})
+        # What is tried is nothing to publish.
+        own = recipe.model_copy(update={"output_dir": str(folder), "report_examples": False, "push_to_hub": False})
         run = finetune(own, train=current.splits.train, validation=current.splits.validation)
     except UserError as error:
         current.study.tell(trial, state=_failed())

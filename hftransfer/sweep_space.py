@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import UNIONS, Recipe
+from hftransfer.safety.text_formats import YAML_ERRORS, RecipeLoader
 from hftransfer.strategy_settings import StrategySettings
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 # Trials share their data: of its section only what is done to it afterwards may vary.
 VARIED_DATA = {"data.max_length", "data.max_train_examples"}
 FIXED = {"output_dir", "overwrite", "resume", "seeds", "checkpoint_every", "keep_checkpoints", "trackers", "data.test"}
+FIXED |= {"push_to_hub", "hub_model_id", "hub_private_repo"}
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,44 @@ def parse(text: str) -> Varied:
             f"{name} cannot vary: all trials share data and folder", where=where, fix="vary another field"
         )
     if ".." not in values:
-        return Varied(name, tuple(yaml.safe_load(part) if part.strip() else None for part in values.split(",")))
+        return Varied(name, tuple(_choice(part, where) for part in values.split(",")))
     bounds, _, scale = values.partition(":")
     low, high = (_number(part, where) for part in bounds.split("..", 1))
     if not low < high or scale not in ("", "log") or (scale == "log" and low <= 0):
         raise RecipeError("not a range", where=where, fix="write low..high with low < high; :log wants low above 0")
     return Varied(name, low=low, high=high, log=scale == "log")
+
+
+def _choice(text: str, where: str) -> Any:
+    """A value as a recipe file would have it; YAML takes 1e-4 for a text, which is meant as a number here."""
+    try:
+        found = yaml.load(text, Loader=RecipeLoader) if text.strip() else None
+    except YAML_ERRORS:
+        raise RecipeError(f"{text!r} is no value", where=where, fix="write FIELD=a,b,c") from None
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            return float(found) if math.isfinite(float(found)) else found
+    return found
+
+
+def check_space(space: Sequence[Varied], base: Recipe) -> None:
+    """Refuse a field that no trial would have, and values that it does not take, before anything is trained.
+
+    Raises:
+        RecipeError: Likewise.
+    """
+    kinds = next((one.choices for one in space if one.name == "strategy.type"), (base.strategy.type,))
+    kinds = tuple(trial_recipe(base, {"strategy.type": kind}).strategy.type for kind in kinds)
+    for one in space:
+        chosen: dict[str, Any] = {}
+        section, _, leaf = one.name.partition(".")
+        if section == "strategy" and leaf != "type":
+            having = [kind for kind in kinds if leaf in _settings_of(kind)]
+            if not having:
+                raise RecipeError(f"no strategy here has {one.name}", where="--vary", fix="check the name")
+            chosen = {"strategy.type": having[0]}
+        for value in one.choices or (one.low, one.high):
+            trial_recipe(base, {**chosen, one.name: value})
 
 
 def _number(text: str, where: str) -> float:

@@ -70,7 +70,9 @@ class EvaluationSection(Section):
         description="Which weights are kept: those of the best evaluation, the last ones, their moving average, or a "
         "greedy soup of the evaluated ones; auto: best or last, by strategy.",
     )
-    early_stopping_patience: PositiveInt | None = Field(None, description="Stop after N evaluations without a gain.")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Stop after N evaluations without a gain, in the last stage."
+    )
     calibration: Literal["auto", "required", "temperature", "thresholds", "none"] = Field(
         "auto",
         description="Fit a temperature and, multi-label, each label's threshold on validation data and fold them into "

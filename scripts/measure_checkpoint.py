@@ -43,7 +43,10 @@ def main() -> None:
     weights, optimizer = an_optimizer(arguments.parameters)
     best = {name: weight.clone() for name, weight in weights.items()}
     unit = sum(weight.numel() for weight in weights.values()) / 1e8
-    waits, computing, wholes = [], [], []
+    waits, computing, wholes, copies = [], [], [], []
+    # The same bytes, weights and two moments, into memory that has been touched: what any copy would take.
+    source = torch.randn(3 * sum(weight.numel() for weight in weights.values()))
+    target = torch.zeros_like(source)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(checkpoint="none", output_dir=folder)
         state = TrainingState(Path(folder), recipe, "", "", Accelerator(cpu=True))
@@ -57,10 +60,14 @@ def main() -> None:
             computing.append((time.thread_time() - computed) / unit)
             state.flush()
             wholes.append((time.perf_counter() - started) / unit)
+            started = time.perf_counter()
+            target.copy_(source)
+            copies.append((time.perf_counter() - started) / unit)
         state.close()
     for what, values in (
         ("the training waits", waits),
         ("of that it computes", computing),
+        ("a plain copy of as many bytes takes", copies),
         ("until it is on the disk", wholes),
     ):
         print(f"{what}: {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")

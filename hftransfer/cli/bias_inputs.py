@@ -30,6 +30,7 @@ def check_bias_inputs(
     Raises:
         UserError: Nothing to look at, files that are not there, or settings that exclude each other.
     """
+    from hftransfer.cli.inputs import check_page
     from hftransfer.data.named import check_exists
 
     if run is None and data.train is None and data.name is None and data.test is None:
@@ -47,11 +48,7 @@ def check_bias_inputs(
         check_exists(cases, "--cases")
     if data.streaming:
         raise DataError("needs all rows at once", where="data.streaming", fix="leave it out")
-    if output is not None:
-        if output.suffix != ".html":
-            raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix="use .html")
-        if output.is_dir() or not output.parent.is_dir():
-            raise DataError("no such folder, or a folder itself", where=str(output), fix="name a file in a folder")
+    check_page(output)
 
 
 def read_subject(

@@ -47,7 +47,8 @@ def domain(
         positions: Tokens of each source that an encoder's own head guesses, one at a time.
         trust_remote_code: ORG/NAME@COMMIT, as for `run`.
     """
-    from hftransfer.errors import DataError, RecipeError
+    from hftransfer.cli.inputs import check_page
+    from hftransfer.errors import RecipeError
     from hftransfer.run import Run
 
     kept = None if run is None else Run(run)
@@ -63,8 +64,7 @@ def domain(
         raise RecipeError("no checkpoint", where="--checkpoint", fix="give a folder or a Hub id, or --run RUN")
     paths = _sources({"training": train, "deployment": deployment, "reference": reference})
     output = output or (None if json or kept is not None else Path("domain.html"))
-    if output is not None and not output.parent.is_dir():
-        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    check_page(output)
     _diagnose(
         checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
         max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,

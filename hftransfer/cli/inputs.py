@@ -20,7 +20,7 @@ from hftransfer.data.squad_file import rows_of
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import Recipe
 from hftransfer.run import check_output_folder
-from hftransfer.setting_values import listed_columns
+from hftransfer.setting_values import listed_columns, name_and_revision
 from hftransfer.tasks.metric_names import METRICS, did_you_mean
 
 ACCELERATE = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb", "all")
@@ -105,7 +105,7 @@ def _check_checkpoint(checkpoint: str) -> None:
         ) from None
     if not checkpoint.strip():
         raise CheckpointError("the name is empty", where="checkpoint", fix="give a folder or a Hub id")
-    if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
+    if checkpoint.startswith((".", "/", "~")) or name_and_revision(checkpoint)[0].count("/") > 1:
         raise CheckpointError("no such folder", where=checkpoint, fix="check --checkpoint")
     if not HUB_ID.fullmatch(checkpoint):
         raise CheckpointError("neither a folder nor a Hub id", where=checkpoint, fix="check --checkpoint")
@@ -167,3 +167,17 @@ def _records(file: Path) -> Iterator[Any]:
     content = json.loads(text)
     records = content["data"] if isinstance(content, dict) else content
     yield from rows_of(records, str(file))
+
+
+def check_page(output: Path | None) -> None:
+    """Refuse to write a page, if one is asked for, where it cannot be, or in the place of a file of another kind.
+
+    Raises:
+        DataError: Likewise.
+    """
+    if output is None:
+        return
+    if output.suffix != ".html":
+        raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix="use .html")
+    if output.is_dir() or not output.parent.is_dir():
+        raise DataError("no such folder, or a folder itself", where=str(output), fix="name a file in a folder")

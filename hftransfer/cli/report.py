@@ -13,6 +13,7 @@ def report(*runs: Path, output: Path | None = None, metric: str | None = None) -
         output: The page of several runs; comparison.html in the working folder when absent.
         metric: The score to compare several runs by.
     """
+    from hftransfer.cli.inputs import check_page
     from hftransfer.errors import DataError
     from hftransfer.report.html import write_comparison, write_report
 
@@ -24,6 +25,5 @@ def report(*runs: Path, output: Path | None = None, metric: str | None = None) -
         print(write_report(runs[0]))
         return
     output = output or Path("comparison.html")
-    if not output.parent.is_dir():
-        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    check_page(output)
     print(write_comparison(runs, output, metric))

@@ -33,14 +33,15 @@ def soften(
         text: Column with the text in these files.
         label: Column with the label in the labelled ones.
     """
+    from hftransfer.diagnose.soften_run import is_softened
     from hftransfer.diagnose.soften_run import soften as soften_run
     from hftransfer.errors import DataError
     from hftransfer.run import Run
 
     judged = Run(run)
     output = output or run / "softened"
-    if output.exists() and not (output / "config.json").is_file():
-        raise DataError("exists and is no model folder", where=str(output), fix="choose another --output")
+    if output.exists() and not is_softened(output):
+        raise DataError("exists, and soften has not written it", where=str(output), fix="choose another --output")
     if not output.absolute().parent.is_dir():
         raise DataError("no such folder", where=str(output.parent), fix="make it first")
     verdict = soften_run(

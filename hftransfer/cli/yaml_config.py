@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from cyclopts import App, Argument, ArgumentCollection, Token
@@ -140,6 +140,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _takes_list(hint: Any) -> bool:
+    """Whether a setting of this type may be a list; a text may begin with a bracket."""
+    return hint is list or get_origin(hint) in (list, tuple) or any(map(_takes_list, get_args(hint)))
+
+
 def _flag_value(argument: Argument) -> Any:
     """What the tokens of one flag say: text, a boolean or a list (`--trackers a --trackers b` or `--trackers [a, b]`).
 
@@ -148,7 +153,7 @@ def _flag_value(argument: Argument) -> Any:
     """
     values = [token.value if token.implicit_value is UNSET else token.implicit_value for token in argument.tokens]
     first = values[0]
-    if len(values) == 1 and isinstance(first, str) and first.startswith("["):
+    if len(values) == 1 and isinstance(first, str) and first.startswith("[") and _takes_list(argument.hint):
         try:
             return yaml.load(first, Loader=RecipeLoader)
         except YAML_ERRORS:

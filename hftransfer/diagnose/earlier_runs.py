@@ -68,7 +68,7 @@ def measure(subject: Subject, folder: Path, recipe: Recipe) -> Measure:
     on = f"{split} data of {folder.name}"
     if hits[0] is not None and hits[1] is not None:
         return retained.of_hits(on, "accuracy of its own head", hits[0], hits[1])
-    ratio = kept_share(str(recipe.evaluation.metric), *scores, where=str(folder))
+    ratio = kept_share(str(recipe.evaluation.metric), scores[0], scores[1], str(folder))
     what = f"{recipe.evaluation.metric} of its own head (no interval)"
     return Measure(on, what, scores[0], scores[1], ratio, ratio, ratio, len(dataset))
 

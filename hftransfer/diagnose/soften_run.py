@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -166,3 +167,11 @@ def _charts(metric: str, points: Sequence[Point], chosen: Point) -> list[LineCha
         ),
         LineChart(title="Retained", description=description, lines=[kept], x_label="share", y_label="retained"),
     ]
+
+
+def is_softened(folder: Path) -> bool:
+    """Whether a folder is a model that `soften` wrote, and may write again."""
+    try:
+        return "softened" in json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

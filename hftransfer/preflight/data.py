@@ -228,7 +228,9 @@ def class_balance(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | 
                 "note" if balanced else "warning",
                 f"{share(largest, len(train))} of the rows are {name!r}, and always saying so is that accurate",
                 "train",
-                "choose --evaluation.metric f1_macro, and try --task.balance classes",
+                "choose --evaluation.metric f1_macro, and try --task.balance classes"
+                if hasattr(recipe.task, "balance")
+                else "look at how the choices were ordered",
                 {"class": name, "share": largest / len(train)},
             )
         )
@@ -259,6 +261,9 @@ def label_shift(rows: Mapping[str, SplitRows]) -> list[Finding]:
     found, train = [], class_counts(rows["train"])
     for split in (split for split in rows.values() if split.name != "train" and len(split) >= SHIFT_ROWS):
         counts = class_counts(split)
+        if not counts:
+            # No row has a class: class_balance says so.
+            continue
         shares = {name: (train[name] / train.total(), counts[name] / counts.total()) for name in {*train, *counts}}
         distance = sum(abs(here - there) for here, there in shares.values()) / 2
         if distance >= SHIFT:

@@ -8,6 +8,7 @@ Shape legend: B rows of a batch, T tokens, W words (of a row, or of an example),
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -250,16 +251,19 @@ class TokenClassificationTask(Task):
         if golds is None:
             return None
         guessed = [tags for tags, _ in self._merge(predictions, features)]
-        right = [sum(map(str.__eq__, gold, map(str, tags))) for gold, tags in zip(golds, guessed, strict=True)]
+        right = [sum(map(operator.eq, gold, tags)) for gold, tags in zip(golds, guessed, strict=True)]
         words_N2 = np.stack([right, [len(gold) for gold in golds]], 1).astype(np.int32)
         gold: Sequence[Sequence[Any]] = golds
         found: Sequence[Sequence[Any]] = guessed
         if self.marks_entities:
             gold, found = _entities(golds, guessed, spans, texts)
-        counts_NC3 = count_by_kind(gold, found, self.kinds, entities=self.marks_entities)
+        # A kind that the training data lack is missed in the score, so it counts here as well.
+        seen = {one[0] if self.marks_entities else one for part in gold for one in part}
+        kinds = [*self.kinds, *sorted(seen - set(self.kinds))]
+        counts_NC3 = count_by_kind(gold, found, kinds, entities=self.marks_entities)
         return (
             "entities" if self.marks_entities else "tags",
-            tuple(self.kinds),
+            tuple(kinds),
             {"counts": counts_NC3, "words": words_N2},
         )
 

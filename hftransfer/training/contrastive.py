@@ -224,6 +224,7 @@ def check_support(recipe: Recipe, task: Task, accelerator: Accelerator) -> None:
             "there is a head only at the end",
             "leave it out",
         ),
+        ("evaluation.keep", evaluation.keep == "ema", "the head is fitted in one step, at the end", "choose last"),
         ("evaluation.every", evaluation.every is not None, "there is a head only at the end", "leave it out"),
         ("the launcher", kind_of(accelerator) != "NO", "pairs are formed within one process", "start one process"),
     ):

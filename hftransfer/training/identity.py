@@ -27,6 +27,10 @@ NOT_PART_OF_THE_RESULT = (
     "checkpoint_every",
     "keep_checkpoints",
     "trackers",
+    "report_examples",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
 )
 # How a global batch is shared out: its rows stay the same, so these may follow the devices.
 SHARING = ("optim.per_device_train_batch_size", "optim.gradient_accumulation_steps")

@@ -183,6 +183,8 @@ class Training:
         An optimizer that was built before a block thawed would not train it.
         """
         self._facts_before = dict(self.progress.cache_facts)
+        if self.progress.step == current.start:
+            self.progress.evaluations_without_gain = 0
         self.strategy.enter_stage(self.model, current.stage)
         optimizer = self.build_optimizer(current)
         peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -389,4 +391,6 @@ class Training:
         now.log.evaluation(self.progress.step, self.progress.step / self.batches.per_epoch, scores, self.metric, kept)
         self.progress.evaluation_due = False
         patience = self.recipe.evaluation.early_stopping_patience
-        self.progress.stopped = patience is not None and self.progress.evaluations_without_gain >= patience
+        # An earlier stage that gains no more has done what it is for; the last one decides about the end.
+        waited = patience is not None and self.progress.evaluations_without_gain >= patience
+        self.progress.stopped = waited and now.current is self.stages[-1]

@@ -38,7 +38,11 @@ class Saving:
         self.started = time.perf_counter()
         data = identity.data_hash((training.train, training.validation))
         data += "" if training.chunks is None else training.chunks.stream.digest
-        frozen = identity.weights_hash(training.model, set(training.learned_names))
+        # Weights that are held near their pretrained values are pulled to what the checkpoint's folder has.
+        held = {id(anchor.parameter) for anchor in training.retention.anchors.values()}
+        named = dict(training.model.named_parameters())
+        free = {name for name in training.learned_names if id(named[name]) not in held}
+        frozen = identity.weights_hash(training.model, free)
         folder = training.folder / "checkpoints"
         self.state = TrainingState(folder, training.recipe, data, frozen, training.accelerator)
 

@@ -7,6 +7,7 @@ waits and written by a thread while the training goes on; the next one, and the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -98,6 +99,19 @@ class Found:
     def weights(self, name: str = "weights") -> dict[str, torch.Tensor]:
         """What learned, whole; or the "best" so far."""
         return dict(load_file(self.folder / f"{name}.safetensors"))
+
+
+def written_on(recipe: Recipe) -> int | None:
+    """The number of processes of the newest intact checkpoint that a run goes on from; None without one."""
+    if recipe.resume == "never":
+        return None
+    root = Path(recipe.output_dir or "")
+    for folder in (root, *sorted(root.glob("seeds/*"))):
+        for checkpoint in files.checkpoints(folder / "checkpoints"):
+            with contextlib.suppress(TrainingError):
+                files.verify(checkpoint)
+                return int(files.read_state(checkpoint)["surroundings"]["processes"])
+    return None
 
 
 class TrainingState:

@@ -11,8 +11,9 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from hftransfer import Run, predict
+from hftransfer import Run, adaptation, finetuning, predict
 from hftransfer.data.texts import read_texts
+from hftransfer.run import hub_name
 from hftransfer.verdicts import read_verdicts
 from tests.running import command, flags, write_rows
 from tests.tiny_models import WORDS
@@ -51,9 +52,9 @@ def test_adapts_then_trains_and_says_what_changed(
     arguments = settings(files, language_models, family, replay_share=0.4)
     assert command("adapt", "text_classification", *arguments) == 0
     printed, out = capsys.readouterr().out, files["output_dir"]
-    adaptation, trained = Run(out / "adaptation"), Run(out / "task")
-    assert adaptation.recipe.task.type == task
-    assert trained.recipe.checkpoint == str(adaptation.model_folder)
+    adapted, trained = Run(out / "adaptation"), Run(out / "task")
+    assert adapted.recipe.task.type == task
+    assert trained.recipe.checkpoint == str(adapted.model_folder)
     # 90 texts, 20 of them held out; 70 are 60 % of what is trained on.
     state = json.loads((out / "adaptation.json").read_text())
     held_out = read_texts(str(out / "texts" / "domain_held_out.parquet"), "held out").texts
@@ -64,9 +65,9 @@ def test_adapts_then_trains_and_says_what_changed(
     before, after = state["loss_before"], state["loss_after"]
     assert before.keys() == after.keys() == {"domain", "general"}
     assert after["domain"] < before["domain"]
-    assert after["domain"] == pytest.approx(adaptation.metrics["validation"]["token_loss"], rel=1e-3)
+    assert after["domain"] == pytest.approx(adapted.metrics["validation"]["token_loss"], rel=1e-3)
     assert f"from {before['domain']:.3f} to {after['domain']:.3f} nats per token" in printed
-    for run in (adaptation, trained):
+    for run in (adapted, trained):
         assert [verdict.key for verdict in read_verdicts(run.folder)] == ["adaptation", "forgetting"]
         assert "nats per token" in run.report_file.read_text()
     assert predict(trained, ["the film"])[0]["prediction"] in ("a", "b")
@@ -144,3 +145,35 @@ def test_too_few_texts_are_refused(
     assert command("adapt", "text_classification", *few) == 2
     assert "49 different texts, too few to adapt to" in capsys.readouterr().err
     assert not files["output_dir"].exists()
+
+
+def test_texts_of_the_user_are_not_replaced(
+    files: dict[str, Path], language_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = files["output_dir"] / "texts" / "general.parquet"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("not ours")
+    assert command("adapt", "text_classification", *settings(files, language_models, "bert")) == 2
+    assert "is there already" in capsys.readouterr().err
+    inside = settings(files, language_models, "bert", general=theirs)
+    assert command("adapt", "text_classification", *inside, "--overwrite") == 2
+    assert "which is written" in capsys.readouterr().err
+    assert theirs.read_text() == "not ours"
+
+
+def test_the_task_is_pushed_by_the_name_of_the_output_folder(
+    files: dict[str, Path], language_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, str]] = []
+    for module in (adaptation, finetuning):
+        monkeypatch.setattr(
+            module, "check_push", lambda own, *_: own.push_to_hub and asked.append((own.push_to_hub, hub_name(own)))
+        )
+    pushed: list[str] = []
+    monkeypatch.setattr(
+        finetuning, "push_when_asked", lambda _, own, *__: own.push_to_hub and pushed.append(hub_name(own))
+    )
+    arguments = [*settings(files, language_models, "bert", strategy="feature_extraction"), "--push_to_hub"]
+    assert command("adapt", "text_classification", *arguments) == 0
+    assert pushed == ["out"]
+    assert set(asked) == {(True, "out")}

@@ -385,3 +385,12 @@ def test_html_in_labels_and_texts_is_text_and_the_keyboard_reaches_the_tables(
     assert page.locator("nav").is_hidden()
     assert page.locator("#rates details table").first.is_visible()
     page.close()
+
+
+def test_seed_0_is_a_seed(checkpoints: Path, files: dict[str, str], tmp_path: Path) -> None:
+    same = {**files, "validation": str(write_rows(tmp_path / "one.jsonl", rows(2)))}
+    run = finetune(recipe(checkpoints, same, tmp_path / "run", "feature_extraction", seeds=[0, 1]))
+    assert run.metrics["seeds"]["chosen"] in (0, 1)
+    for seed in (0, 1):
+        steps = [one["step"] for one in Run(run.folder / "seeds" / str(seed)).log if "validation_accuracy" in one]
+        assert len(steps) == len(set(steps)), "trained once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hftransfer.errors import TrainingError
 from hftransfer.finetuning import finetune
@@ -262,3 +262,26 @@ def test_the_rate_of_the_head(strategy, rates, checkpoint, tmp_path, monkeypatch
         for (stage, _), top in zip(groups, highest, strict=True)
     ]
     assert found == [{rate} for rate in rates]
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("lp_ft", 5), ("gradual_unfreezing", 7)])
+def test_patience_ends_the_last_stage_alone(strategy, steps, checkpoint, tmp_path, monkeypatch):
+    scripted_scores(monkeypatch, [0.5] * 20)
+    evaluation = {"every": 1, "early_stopping_patience": 1}
+    run = train(a_recipe(checkpoint, tmp_path, strategy=strategy, evaluation=evaluation))
+    # The last stage begins after 4 and 6 of 12 steps, and gains nothing in its first one.
+    assert run.metrics["training"]["steps"] == steps
+
+
+def test_weights_that_others_are_pulled_to_must_be_the_same(tmp_path, monkeypatch):
+    folder = write_tiny_checkpoint(tmp_path / "checkpoint", "bert")
+    recipe = a_recipe(folder, tmp_path / "run", optim={"retain": "l2_sp"}, checkpoint_every=2, resume="auto")
+    with monkeypatch.context() as patch:
+        kill_before(patch, 5)
+        with pytest.raises(Killed):
+            train(recipe)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.output.dense.weight"))
+    save_file({**weights, name: weights[name] + 0.1}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match="pretrained weights: other contents"):
+        train(recipe)

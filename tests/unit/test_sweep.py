@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hftransfer import Recipe
-from hftransfer.sweep import start
-from hftransfer.sweep_space import Varied
+from hftransfer import Recipe, finetuning
+from hftransfer.errors import RecipeError
+from hftransfer.run import hub_name
+from hftransfer.sweep import start, sweep
+from hftransfer.sweep_space import Varied, parse
 from hftransfer.training.prepare import load_data
 
 pytest.importorskip("optuna")
@@ -48,3 +50,51 @@ def test_counterfactuals_are_added_once(checkpoints: Path, tmp_path: Path) -> No
     expected = load_data(own, None, None, None).train["text"][:]
     assert len(expected) > 24
     assert sweep.prepared.data.splits.train["text"][:] == expected
+
+
+def test_rates_are_numbers_however_they_are_written() -> None:
+    assert parse("optim.learning_rate=1e-4,1e-3").choices == (1e-4, 1e-3)
+    assert parse("evaluation.keep=best,last").choices == ("best", "last")
+    assert parse("strategy.k=1,2").choices == (1, 2)
+
+
+def test_heads_at_once_take_rates_in_scientific_notation(checkpoints: Path, tmp_path: Path) -> None:
+    run = sweep(recipe(checkpoints, tmp_path), [parse("optim.learning_rate=1e-3,1e-2")], trials=2)
+    assert run.metrics["validation"]["accuracy"] >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields", "message"),
+    [
+        ("lora", ["strategy.rank=4,8"], "no strategy here has strategy.rank"),
+        ("lora", ["strategy.type=lora,top_layer", "strategy.r=4,8"], "strategy"),
+        ("lora", ["optim.weight_decay=0,5"], "optim.weight_decay"),
+        ("lora", ["strategy.r=4,0"], "strategy"),
+    ],
+)
+def test_what_no_trial_could_have_is_found_before_the_first(strategy, fields, message, tmp_path: Path) -> None:
+    base = Recipe(checkpoint="any", strategy=strategy, output_dir=str(tmp_path / "sweep"))
+    with pytest.raises(RecipeError, match=message) as caught:
+        start(base, list(map(parse, fields)))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_list_of_lists_is_refused_in_one_line() -> None:
+    with pytest.raises(RecipeError, match="is no value"):
+        parse("strategy.targets=[query,value]")
+
+
+def test_the_best_alone_is_pushed_and_by_the_sweeps_name(checkpoints: Path, tmp_path: Path, monkeypatch) -> None:
+    pushed, asked = [], []
+    monkeypatch.setattr(
+        finetuning, "push_when_asked", lambda run, own, *_: own.push_to_hub and pushed.append(hub_name(own))
+    )
+    monkeypatch.setattr(finetuning, "check_push", lambda own, *_: own.push_to_hub and asked.append(hub_name(own)))
+    base = recipe(checkpoints, tmp_path).model_copy(
+        update={"strategy": Recipe(checkpoint="m", strategy="bitfit").strategy, "push_to_hub": True}
+    )
+    base = base.model_copy(update={"optim": base.optim.model_copy(update={"max_steps": 2})})
+    sweep(base, [RATES], trials=2)
+    assert pushed == ["sweep"]
+    assert set(asked) == {"sweep"}

@@ -21,7 +21,7 @@ a line of another kind | with | bars
 """
 
 
-def test_a_library_is_charged_with_what_it_imports_itself():
+def test_a_library_is_charged_with_what_is_not_listed_and_it_imports():
     assert charged(LOG) == pytest.approx(
-        {"transformers": 0.7, "torch": 0.05, "datasets": 0.07, "own modules": 0.06, "the rest": 0.005}
+        {"transformers": 0.4, "torch": 0.35, "datasets": 0.07, "own modules": 0.06, "the rest": 0.005}
     )

@@ -311,3 +311,12 @@ def test_no_config_gets_past_one_line(
     # If all settings happen to be right, the checkpoint or the data are missing.
     failure(capsys, "--config", path, "--checkpoint", "./absent", "--data.train", "absent.csv")
     assert [found.name for found in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("text", ["[INST] {text} [/INST] ", "[text]"])
+def test_a_text_may_begin_with_a_bracket(run: Run, text: str) -> None:
+    recipe, _ = run("--checkpoint", "m", "--data.text", text)
+    assert recipe.data.text == text
+    assert run("--checkpoint", "m", "--strategy", "lora", "--strategy.targets", "[query, value]")[0].strategy.targets
+    assert run("--checkpoint", "m", "--trackers", "[a, b]")[0].trackers == ["a", "b"]
+    assert run("--checkpoint", "m", "--seeds", "[1, 2]")[0].training_seeds == (1, 2)

@@ -143,3 +143,10 @@ def test_every_kind_of_columns_is_read(task: str) -> None:
     found = findings(train, train[:1], test, problem="none", task=task, data=data)
     assert {finding.where for finding in found if finding.code == "duplicates"} == {"validation", "test"}
     assert ("shared_texts" in codes(found)) == (task == "question_answering")
+
+
+def test_a_split_without_a_single_label_is_told_and_no_reason_to_fail() -> None:
+    train, test = ([{**row, "label": [row["label"]]} for row in examples(120, seed)] for seed in (0, 2))
+    found = findings(train, train[:20], [{**row, "label": []} for row in test], problem="multi_label")
+    assert only(found, "absent_classes").where == "test"
+    assert "label_shift" not in codes(found)

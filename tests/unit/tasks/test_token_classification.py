@@ -11,6 +11,7 @@ from transformers import AutoModelForTokenClassification
 from hftransfer.caching.states import PlainInputs, model_inputs
 from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import DataSection, TokenClassification
+from hftransfer.report.outcomes import Outcomes
 from hftransfer.tasks.base import IGNORED
 from hftransfer.tasks.token_classification import TokenClassificationTask
 from hftransfer.training import evaluate
@@ -175,3 +176,19 @@ def test_what_does_not_fit_is_refused(words, tags, message):
 def test_a_stride_without_room_for_new_tokens_is_refused():
     with pytest.raises(RecipeError, match=r"task.stride: windows of 12 tokens that share 10 .* below 10"):
         a_task(max_length=12, stride=10)
+
+
+@pytest.mark.parametrize("tags", [["B-kind", "O", "B-other"], ["x", "y", "z"]])
+def test_counts_for_intervals_hold_kinds_that_train_lacks(tags):
+    first, second, unseen = tags
+    task, _ = a_task([["the", "film"], ["dog", "cat"]], [[first, second], [second, first]])
+    later = Dataset.from_dict({"text": [["the", "film"]] * 4, "label": [[first, second], [unseen, second]] * 2})
+    features = task.encode(later, tiny_tokenizer("bert"), 64)
+    predictions = right_logits(task, features)
+    scores, (kind, names, arrays) = task.score(predictions, features), task.outcomes(predictions, features)
+    kept = Outcomes(kind, names, np.arange(4, dtype=np.uint64), arrays)
+    compared = [name for name in kept.scores() if name in scores]
+    assert len(compared) >= 2
+    for name in compared:
+        assert kept.statistic(name).value() == pytest.approx(scores[name]), name
+    assert min(scores[name] for name in compared) < 1.0

@@ -176,6 +176,7 @@ def test_embeddings_are_what_the_head_reads(pooling, checkpoints):
         ({"optim": {"torch_compile": True}}, "optim.torch_compile: "),
         ({"evaluation": {"early_stopping_patience": 2}}, "evaluation.early_stopping_patience: .*only at the end"),
         ({"evaluation": {"every": 2}}, "evaluation.every: .*only at the end"),
+        ({"evaluation": {"keep": "ema"}}, "evaluation.keep: .*in one step"),
         ({"data": {"streaming": True}}, "data.streaming: .*drawn from all examples"),
         ({"task": {"balance": "classes"}}, "task.balance: .*fitted without it"),
         ({"task": {"label_smoothing": 0.1}}, "task.label_smoothing: "),
