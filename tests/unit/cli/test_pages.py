@@ -28,7 +28,9 @@ def test_a_page_replaces_no_data_and_no_folder(
     sources = ["--train", data, "--deployment", data, "--output", tmp_path / place]
     assert command("diagnose", "domain", "--checkpoint", checkpoints / "bert", *sources) == 2
     assert command("report", tmp_path / "one", tmp_path / "two", "--output", tmp_path / place) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2
+    assert all("files; use .html" in line for line in errors)
     assert data.read_bytes() == before
 
 
