@@ -229,7 +229,12 @@ def test_the_schedule_follows_the_processes_that_the_run_began_on(tmp_path):
     assert written_on(resumed) is None
 
 
-SAME = [{"checkpoint_every": 3}, {"resume": "force"}, {"output_dir": "elsewhere"}]
+SAME = [
+    {"push_to_hub": True, "hub_model_id": "me/x", "report_examples": True},
+    {"checkpoint_every": 3},
+    {"resume": "force"},
+    {"output_dir": "elsewhere"},
+]
 SAME += [{"optim": RECIPE.optim.model_copy(update={"gradient_accumulation_steps": 2})}]
 
 
