@@ -197,11 +197,9 @@ def _check_texts_folder(folder: Path, recipe: Recipe, settings: AdaptationSettin
     for flag, path in (("--texts", settings.texts), ("--general", settings.general)):
         if path is not None and Path(path).resolve().is_relative_to(target):
             raise RecipeError("is in OUTPUT/texts, which is written", where=flag, fix="choose another --output_dir")
-    names = [f"{name}{part}.parquet" for name in ("domain", "general") for part in ("", "_held_out")]
-    there = next((name for name in names if (target / name).exists()), None)
-    if there is not None and recipe.resume == "never" and not recipe.overwrite:
+    if recipe.resume == "never" and not recipe.overwrite and any(target.glob("*.parquet")):
         raise RecipeError(
-            "is there already", where=str(folder / TEXTS / there), fix="choose another --output_dir, or say --overwrite"
+            "holds parquet files already", where=str(folder / TEXTS), fix="choose another --output_dir, or --overwrite"
         )
 
 

@@ -29,7 +29,7 @@ from hftransfer.one_seed import Prepared
 from hftransfer.run import Run, create_run
 from hftransfer.run_files import LOG_FILE, SEEDS_FOLDER, plain_numbers
 from hftransfer.tasks.base import Features, Outcome, Task
-from hftransfer.training.averaging import is_better
+from hftransfer.training.averaging import is_better, is_kept
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
 from hftransfer.training.loop import LOG_EVERY, Training
@@ -205,8 +205,7 @@ def _evaluate(prepared: Prepared, bench: Bench, trained: Heads, heads: Sequence[
         task.calibrate(logits_MC, bench.training.validation, thresholds=thresholds)
         scores, progress = task.score(logits_MC, bench.training.validation), head.progress
         progress.step = step
-        # As in the loop, of equals the later weights are kept.
-        if is_better(scores[metric], progress.best_score, metric) or scores[metric] == progress.best_score:
+        if is_kept(scores[metric], progress.best_score, metric):
             progress.best_score, progress.best_step, progress.best_scores = scores[metric], step, scores
             if keeps_best:
                 head.weights, head.outcome = weights, task.outcomes(logits_MC, bench.training.validation)

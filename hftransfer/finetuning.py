@@ -24,7 +24,7 @@ from hftransfer.training import calibration, contrastive, prepare
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import flatten, resolve
 from hftransfer.training.precision import build_accelerator
-from hftransfer.training.state import written_on
+from hftransfer.training.state import began_on
 from hftransfer.verdicts import Verdict
 
 
@@ -148,7 +148,7 @@ def prepare_all(
     chunks = prepare.chunks_of(task, splits, loaded, recipe)
     rows = len(features["train"]) if chunks is None else chunks.num_rows
     # A run that goes on has the steps that it began with, on however many processes.
-    recipe = prepare.derive_schedule(recipe, known, rows, written_on(recipe) or accelerator.num_processes)
+    recipe = prepare.derive_schedule(recipe, known, rows, began_on(recipe) or accelerator.num_processes)
     data = Data(splits, features, beside=recipe.beside)
     found = Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
     return replace(found, verdicts=verdicts)

@@ -20,7 +20,7 @@ from hftransfer.errors import DataError
 from hftransfer.models.load import LoadedModel, load_trained, max_input_length
 from hftransfer.recipe import DataSection, TaskSection
 from hftransfer.run_files import MODEL_FOLDER
-from hftransfer.safety.files import replacing
+from hftransfer.safety.files import check_output_file, replacing
 from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.tasks.registry import settings_of_model, task_of_model
@@ -209,20 +209,6 @@ class TrainedModel:
         trained = getattr(self.loaded.model.config, "hftransfer_max_length", None)
         base = transformers_model(self.loaded.model)
         return int(trained or max_input_length(base, self.loaded.tokenizer) or DEFAULT_MAX_LENGTH)
-
-
-def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written, before anything heavy is done.
-
-    Raises:
-        DataError: If its ending is not among the suffixes, its folder is absent or it is a folder.
-    """
-    if output.suffix not in suffixes:
-        raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix=f"use {', '.join(suffixes)}")
-    if not output.parent.is_dir():
-        raise DataError("no such folder", where=str(output.parent), fix="make it first")
-    if output.is_dir():
-        raise DataError("is a folder", where=str(output), fix="name a file")
 
 
 def _columns(records: list[dict[str, Any]], *, flat: bool) -> dict[str, list[Any]]:

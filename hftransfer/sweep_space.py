@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 # Trials share their data: of its section only what is done to it afterwards may vary.
 VARIED_DATA = {"data.max_length", "data.max_train_examples"}
-FIXED = {"output_dir", "overwrite", "resume", "seeds", "checkpoint_every", "keep_checkpoints", "trackers", "data.test"}
-FIXED |= {"push_to_hub", "hub_model_id", "hub_private_repo"}
+FIXED = {
+    *("output_dir", "overwrite", "resume", "seeds", "checkpoint_every", "keep_checkpoints", "trackers", "data.test"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hftransfer.errors import CheckpointError, DataError, RecipeError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.run import Run
+from hftransfer.safety.files import check_output_file
 from hftransfer.setting_values import listed_columns
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def check_bias_inputs(
     Raises:
         UserError: Nothing to look at, files that are not there, or settings that exclude each other.
     """
-    from hftransfer.cli.inputs import check_page
     from hftransfer.data.named import check_exists
 
     if run is None and data.train is None and data.name is None and data.test is None:
@@ -48,7 +48,8 @@ def check_bias_inputs(
         check_exists(cases, "--cases")
     if data.streaming:
         raise DataError("needs all rows at once", where="data.streaming", fix="leave it out")
-    check_page(output)
+    if output is not None:
+        check_output_file(output, (".html",))
 
 
 def read_subject(

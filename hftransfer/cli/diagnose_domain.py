@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cyclopts.types import PositiveInt
 
+from hftransfer.safety.files import check_output_file
+
 FLAGS = {"training": "--train", "deployment": "--deployment", "reference": "--reference"}
 
 
@@ -47,7 +49,6 @@ def domain(
         positions: Tokens of each source that an encoder's own head guesses, one at a time.
         trust_remote_code: ORG/NAME@COMMIT, as for `run`.
     """
-    from hftransfer.cli.inputs import check_page
     from hftransfer.errors import RecipeError
     from hftransfer.run import Run
 
@@ -64,7 +65,8 @@ def domain(
         raise RecipeError("no checkpoint", where="--checkpoint", fix="give a folder or a Hub id, or --run RUN")
     paths = _sources({"training": train, "deployment": deployment, "reference": reference})
     output = output or (None if json or kept is not None else Path("domain.html"))
-    check_page(output)
+    if output is not None:
+        check_output_file(output, (".html",))
     _diagnose(
         checkpoint, paths, (text or "text", reference_text), label, kept, output, json,
         max_texts=max_texts, max_length=max_length, positions=positions, trust_remote_code=trust_remote_code,

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hftransfer.recipe import DataSection
+from hftransfer.safety.files import check_output_file
 
 NO_DATA = DataSection()
 
@@ -35,7 +36,7 @@ def evaluate(
     from hftransfer.training import summary
 
     if output is not None:
-        inference.check_output_file(output, (".json",))
+        check_output_file(output, (".json",))
     scores = inference.evaluate(model, data, batch_size=batch_size, base=base)
     if output is not None:
         write_json(output, scores)

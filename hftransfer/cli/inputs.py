@@ -167,17 +167,3 @@ def _records(file: Path) -> Iterator[Any]:
     content = json.loads(text)
     records = content["data"] if isinstance(content, dict) else content
     yield from rows_of(records, str(file))
-
-
-def check_page(output: Path | None) -> None:
-    """Refuse to write a page, if one is asked for, where it cannot be, or in the place of a file of another kind.
-
-    Raises:
-        DataError: Likewise.
-    """
-    if output is None:
-        return
-    if output.suffix != ".html":
-        raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix="use .html")
-    if output.is_dir() or not output.parent.is_dir():
-        raise DataError("no such folder, or a folder itself", where=str(output), fix="name a file in a folder")

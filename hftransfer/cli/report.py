@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hftransfer.safety.files import check_output_file
+
 
 def report(*runs: Path, output: Path | None = None, metric: str | None = None) -> None:
     """Write a run's report.html anew, or a page that shows several runs side by side.
@@ -13,7 +15,6 @@ def report(*runs: Path, output: Path | None = None, metric: str | None = None) -
         output: The page of several runs; comparison.html in the working folder when absent.
         metric: The score to compare several runs by.
     """
-    from hftransfer.cli.inputs import check_page
     from hftransfer.errors import DataError
     from hftransfer.report.html import write_comparison, write_report
 
@@ -25,5 +26,5 @@ def report(*runs: Path, output: Path | None = None, metric: str | None = None) -
         print(write_report(runs[0]))
         return
     output = output or Path("comparison.html")
-    check_page(output)
+    check_output_file(output, (".html",))
     print(write_comparison(runs, output, metric))

@@ -219,12 +219,8 @@ def _suite_words(subject: Subject, found: Findings) -> Words:
         if share is not None
     ]
     told = f"Of the cases the model gets right {' and '.join(parts)}."
-    failed = suite.failed
-    alarms = []
-    if failed:
-        alarms.append(_failed_words(suite, told))
-    elif any(share is not None and share.fails for share in (suite.positive, suite.negative)):
-        alarms.append(f"{told} It gets most of one side wrong.")
+    failing = _failed_words(suite)
+    alarms = [f"{told} {failing}"] if failing else []
     worst = [
         (name, shares[0]) for name, shares in suite.targets.items() if shares[0] is not None and shares[0].count >= 20
     ]
@@ -236,14 +232,18 @@ def _suite_words(subject: Subject, found: Findings) -> Words:
                 f"What is aimed at {low} is found least often ({least.value:.0%}), at {high} most often "
                 f"({most.value:.0%})."
             )
-    return alarms, [] if any(one.startswith(told) for one in alarms) else [told]
+    return alarms, [] if failing else [told]
 
 
-def _failed_words(suite: SuiteReport, told: str) -> str:
+def _failed_words(suite: SuiteReport) -> str:
+    """What most cases of are wrong; empty where nothing fails."""
     failed = suite.failed
+    if not failed:
+        sides = [share for share in (suite.positive, suite.negative) if share is not None]
+        return "It gets most of one side wrong." if any(share.fails for share in sides) else ""
     names = ", ".join(f"{name} ({suite.functionalities[name, flagged].value:.0%})" for name, flagged in failed[:10])
     more = f" and {len(failed) - 10} more" if len(failed) > 10 else ""
     return (
-        f"{told} It fails {len(failed)} of {len(suite.functionalities)} functionalities, getting most of their cases "
-        f"wrong: {names}{more}."
+        f"It fails {len(failed)} of {len(suite.functionalities)} functionalities, getting most of their cases wrong: "
+        f"{names}{more}."
     )

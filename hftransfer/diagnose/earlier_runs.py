@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from hftransfer.models.backbone import backbone_parameters, check_same_backbone,
 from hftransfer.models.load import load_trained
 from hftransfer.recipe import Recipe
 from hftransfer.run_files import MODEL_FOLDER
-from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.tasks.registry import task_of_model
 from hftransfer.training.evaluate import predict
 from hftransfer.training.language_model import spread_rows, texts_of
@@ -68,23 +66,9 @@ def measure(subject: Subject, folder: Path, recipe: Recipe) -> Measure:
     on = f"{split} data of {folder.name}"
     if hits[0] is not None and hits[1] is not None:
         return retained.of_hits(on, "accuracy of its own head", hits[0], hits[1])
-    ratio = kept_share(str(recipe.evaluation.metric), scores[0], scores[1], str(folder))
+    ratio = retained.share_of_score(str(recipe.evaluation.metric), scores[0], scores[1], str(folder))
     what = f"{recipe.evaluation.metric} of its own head (no interval)"
     return Measure(on, what, scores[0], scores[1], ratio, ratio, ratio, len(dataset))
-
-
-def kept_share(metric: str, before: float, after: float, where: str) -> float:
-    """How much is left of a score, 1 for all of it; of a loss per token, as of perplexities.
-
-    Raises:
-        DataError: If the score was such that there is no share of it: not above zero.
-    """
-    if metric == "token_loss":
-        return math.exp(before - after)
-    whole, left = (before, after) if greater_is_better(metric) else (after, before)
-    if not whole > 0:
-        raise DataError(f"{metric} was {before:.3g}, of which no share can be left", where=where, fix="leave it out")
-    return max(0.0, left / whole)
 
 
 def _probed(subject: Subject, folder: Path, recipe: Recipe, dataset: Dataset, split: str) -> Measure:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hftransfer.advise.linear import logistic_regression
 from hftransfer.errors import DataError
+from hftransfer.tasks.metrics import greater_is_better
 from hftransfer.training.language_model import TextLosses
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -92,6 +93,20 @@ def of_hits(on: str, what: str, before_M: NDArray[np.bool_], after_M: NDArray[np
 
     value, low, high = _with_interval(ratio, len(before_M))
     return Measure(on, what, float(before_M.mean()), float(after_M.mean()), value, low, high, len(before_M))
+
+
+def share_of_score(metric: str, before: float, after: float, where: str) -> float:
+    """How much is left of a score, 1 for all of it; of a loss per token, as of perplexities.
+
+    Raises:
+        DataError: If the score was such that there is no share of it: not above zero.
+    """
+    if metric == "token_loss":
+        return math.exp(before - after)
+    whole, left = (before, after) if greater_is_better(metric) else (after, before)
+    if not whole > 0:
+        raise DataError(f"{metric} was {before:.3g}, of which no share can be left", where=where, fix="leave it out")
+    return max(0.0, left / whole)
 
 
 def probe_hits(on: str, labels_N: NDArray[np.int64], states_ND: Tensor) -> NDArray[np.bool_]:

@@ -23,12 +23,12 @@ PIPELINE_TAGS = {
 STRATEGIES = {
     "feature_extraction": "The head alone was trained, on features of the frozen backbone.",
     "full_fine_tuning": "All weights were trained.",
-    "top_layers": "The head and the top {k} blocks were trained; what lies below was frozen.",
+    "top_layers": "The top {k} blocks and {the_head} were trained; what lies below was frozen.",
     "gradual_unfreezing": "Everything was trained in {stages} stages, from the head down (ULMFiT, arXiv:1801.06146).",
-    "bitfit": "Bias terms and the head were trained (BitFit, arXiv:2106.10199).",
-    "lora": "Low-rank adapters of rank {r} and the head were trained; all else is the base checkpoint's "
+    "bitfit": "Bias terms and {the_head} were trained (BitFit, arXiv:2106.10199).",
+    "lora": "Low-rank adapters of rank {r}{and_the_head} were trained; all else is the base checkpoint's "
     "(LoRA, arXiv:2106.09685).",
-    "ia3": "Learned scales of activations and the head were trained; all else is the base checkpoint's "
+    "ia3": "Learned scales of activations{and_the_head} were trained; all else is the base checkpoint's "
     "(IA3, arXiv:2205.05638).",
     "lp_ft": "The head was trained first, then all weights (linear probe, then fine-tuning; arXiv:2202.10054).",
     "contrastive": "The backbone was tuned on pairs of texts of one class and of different classes; the head is a "
@@ -75,13 +75,14 @@ def escape(text: str) -> str:
 def strategy(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What was trained."""
     settings = recipe["strategy"]
-    sentence = STRATEGIES.get(settings["type"], f"Strategy: {settings['type']}.").format_map(_Known(settings))
-    if recipe["task"]["type"] in OVER_VOCABULARY:
-        # Adapters leave such a head alone, and the weights that it shares with the embeddings rest with them.
-        sentence = sentence.replace(" and the head were trained; all else", " were trained; all else")
-        sentence = sentence.replace("The head", "What the head has of its own").replace(
-            "terms and the head", "terms and what the head has of its own"
-        )
+    # Adapters leave a head over the vocabulary alone, and what it shares with the embeddings rests with them.
+    over_vocabulary = recipe["task"]["type"] in OVER_VOCABULARY
+    head = {
+        "the_head": "what the head has of its own" if over_vocabulary else "the head",
+        "and_the_head": "" if over_vocabulary else " and the head",
+    }
+    template = STRATEGIES.get(settings["type"], f"Strategy: {settings['type']}.")
+    sentence = template.format_map(_Known({**settings, **head}))
     names = {"dora": "weight-decomposed (DoRA)", "rslora": "rank-stabilised (rsLoRA)"}
     if settings.get("variant") in names:
         sentence += f" The adapters are {names[settings['variant']]}."

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hftransfer.errors import CacheError, CheckpointError, RecipeError
+from hftransfer.errors import CacheError, CheckpointError, DataError, RecipeError
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -132,3 +132,17 @@ def remove_unfinished(*folders: Path) -> None:
         for path in folder.glob(f"{UNFINISHED}*"):
             if path.is_file() or path.is_symlink():
                 path.unlink()
+
+
+def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that cannot be written, before anything heavy is done.
+
+    Raises:
+        DataError: If its ending is not among the suffixes, its folder is absent or it is a folder.
+    """
+    if output.suffix not in suffixes:
+        raise DataError(f"cannot write {output.suffix!r} files", where=str(output), fix=f"use {', '.join(suffixes)}")
+    if not output.parent.is_dir():
+        raise DataError("no such folder", where=str(output.parent), fix="make it first")
+    if output.is_dir():
+        raise DataError("is a folder", where=str(output), fix="name a file")

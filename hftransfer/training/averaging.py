@@ -42,6 +42,14 @@ def is_better(value: float, best: float | None, metric: str) -> bool:
     return value > best if greater_is_better(metric) else value < best
 
 
+def is_kept(value: float, best: float | None, metric: str) -> bool:
+    """Whether weights with this score replace the best so far.
+
+    Of equals, which few rows make often, the later weights are kept: more was learned, and the rate has fallen.
+    """
+    return is_better(value, best, metric) or value == best
+
+
 class Kept:
     """The weights that one training keeps while it runs, and leaves in the model at its end.
 

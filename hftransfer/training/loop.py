@@ -25,7 +25,7 @@ from hftransfer.strategies.last_block import head_token_only
 from hftransfer.tasks.base import CELLS, Features, Task
 from hftransfer.training import distributed, head_fit, memory, summary
 from hftransfer.training.anchoring import build_retention
-from hftransfer.training.averaging import Kept, is_better
+from hftransfer.training.averaging import Kept, is_better, is_kept
 from hftransfer.training.contrastive import PairBatches, PairInputs, PairLoss
 from hftransfer.training.distributed import copy_weights
 from hftransfer.training.drift import States
@@ -381,8 +381,7 @@ class Training:
             scores = self.validation_scores(inner, now.inputs.splits["validation"])
         value = scores[self.metric]
         better = is_better(value, self.progress.best_score, self.metric)
-        # Of equals, which few rows make often, the later weights are kept: more was learned, and the rate has fallen.
-        kept = better or value == self.progress.best_score
+        kept = is_kept(value, self.progress.best_score, self.metric)
         if kept:
             self.progress.best_score, self.progress.best_step = value, self.progress.step
             self.progress.best_scores = scores

@@ -96,22 +96,32 @@ class Found:
         """How its batches were made up."""
         return Batching(self.state["global_batch"], self.state["micro_batch"])
 
+    @property
+    def began_on(self) -> int:
+        """The number of processes that the run began on."""
+        return _began_on(self.state)
+
     def weights(self, name: str = "weights") -> dict[str, torch.Tensor]:
         """What learned, whole; or the "best" so far."""
         return dict(load_file(self.folder / f"{name}.safetensors"))
 
 
-def written_on(recipe: Recipe) -> int | None:
-    """The number of processes of the newest intact checkpoint that a run goes on from; None without one."""
+def began_on(recipe: Recipe) -> int | None:
+    """The number of processes that a run began on, if there is a checkpoint that it goes on from."""
     if recipe.resume == "never":
         return None
     root = Path(recipe.output_dir or "")
     for folder in (root, *sorted(root.glob("seeds/*"))):
         for checkpoint in files.checkpoints(folder / "checkpoints"):
-            with contextlib.suppress(TrainingError):
-                files.verify(checkpoint)
-                return int(files.read_state(checkpoint)["surroundings"]["processes"])
+            # What is damaged is told of when the run looks for its checkpoint; all of a run's say the same here.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return _began_on(files.read_state(checkpoint))
     return None
+
+
+def _began_on(state: Mapping[str, Any]) -> int:
+    # States of before it was written down: nobody else has continued them, as far as they know.
+    return int(state.get("began_on", state["surroundings"]["processes"]))
 
 
 class TrainingState:
@@ -219,6 +229,8 @@ class TrainingState:
             "seed": self.recipe.seed,
             **asdict(batching),
             "progress": asdict(progress),
+            # The schedule was derived for so many, whatever has continued it since.
+            "began_on": self.accelerator.num_processes if self.found is None else self.found.began_on,
             "recipe": identity.recipe_values(self.recipe),
             "recipe_sha256": identity.json_hash(identity.recipe_values(self.recipe)),
             "data": self.data,

@@ -154,7 +154,7 @@ def test_texts_of_the_user_are_not_replaced(
     theirs.parent.mkdir(parents=True)
     theirs.write_text("not ours")
     assert command("adapt", "text_classification", *settings(files, language_models, "bert")) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "holds parquet files already" in capsys.readouterr().err
     inside = settings(files, language_models, "bert", general=theirs)
     assert command("adapt", "text_classification", *inside, "--overwrite") == 2
     assert "which is written" in capsys.readouterr().err

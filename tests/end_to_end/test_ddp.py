@@ -33,6 +33,7 @@ SETTINGS = [
     ("full", "full_fine_tuning", 1, {}),
     ("accumulated", "full_fine_tuning", 2, {"balance": "classes"}),
     ("staged", "gradual_unfreezing", 1, {}),
+    ("frozen", "feature_extraction", 1, {}),
     # Predictions of different lengths.
     ("choices", "full_fine_tuning", 1, {"type": "multiple_choice"}),
     # Losses over words, windows and tokens, of which the ranks have unequal numbers.
@@ -134,6 +135,14 @@ def runs(tmp_path_factory):
     jobs = {folder: job(folder, base, processes) for processes, folder in enumerate(folders, start=1)}
     running.fork_ranks(base, SCRIPT, jobs, ACCELERATE_MIXED_PRECISION="no")
     return folders
+
+
+@pytest.mark.slow
+def test_ranks_keep_the_states_of_all_rows_between_them(runs):
+    for folder in runs:
+        facts = json.loads((folder / "frozen" / "metrics.json").read_text())["training"]
+        assert facts["cache_served_rows"] > 0
+        assert facts["cache_recomputed_rows"] == 0
 
 
 def noted(folder, rank):

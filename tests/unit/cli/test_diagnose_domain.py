@@ -82,7 +82,7 @@ def test_a_run_gets_the_verdict(
         (["--checkpoint", "./m", "--train", "train.jsonl", "--reference", "general.txt"], "no column 'text'"),
         (["--checkpoint", "./m", "--train", "general.txt", "--reference", "general.txt"], "./m: no such folder"),
         (["--checkpoint", "m", "--train", "general.txt", "--reference", "general.txt", "--output", "no/x.html"],
-         "no/x.html: no such folder"),
+         "no: no such folder"),
         (["--run", "nowhere", "--reference", "general.txt"], "not the recipe of a run"),
         (["--max_texts", "0"], "max_texts"),
     ],

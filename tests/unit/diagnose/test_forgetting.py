@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hftransfer import Recipe, Run, finetune, inference
 from hftransfer.cli.main import main
-from hftransfer.diagnose import earlier_runs, retained
+from hftransfer.diagnose import retained
 from hftransfer.diagnose.backbones import Subject
 from hftransfer.diagnose.forgetting import Asked, diagnose
 from hftransfer.diagnose.softening import Examined, Softened
@@ -236,12 +236,12 @@ def test_dora_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_what_is_left_of_a_score_falls_when_the_score_gets_worse(metric, before, after, left) -> None:
-    assert earlier_runs.kept_share(metric, before, after, "RUN") == pytest.approx(left)
+    assert retained.share_of_score(metric, before, after, "RUN") == pytest.approx(left)
 
 
 def test_there_is_no_share_of_a_score_below_zero() -> None:
     with pytest.raises(DataError, match=r"spearman was -0\.1, of which no share can be left"):
-        earlier_runs.kept_share("spearman", -0.1, -0.3, "RUN")
+        retained.share_of_score("spearman", -0.1, -0.3, "RUN")
 
 
 def test_where_nothing_was_right_nothing_was_lost() -> None:

@@ -18,7 +18,7 @@ from hftransfer.training import checkpoint_files, identity
 from hftransfer.training.checkpoint_files import FILES, MANIFEST
 from hftransfer.training.defaults import resolve
 from hftransfer.training.prepare import derive_schedule
-from hftransfer.training.state import Batching, Progress, TrainingState, written_on
+from hftransfer.training.state import Batching, Progress, TrainingState, began_on
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1, scaler=None, wait_for_everyone=lambda: None)
 RECIPE = Recipe(checkpoint="some/model", resume="auto")
@@ -218,15 +218,23 @@ def test_another_number_of_processes_is_a_change_and_no_error(tmp_path):
 
 def test_the_schedule_follows_the_processes_that_the_run_began_on(tmp_path):
     resumed = RECIPE.model_copy(update={"output_dir": str(tmp_path)})
-    assert written_on(resumed) is None
-    save(a_state(tmp_path / "checkpoints", accelerator=SimpleNamespace(**{**vars(ALONE), "num_processes": 2})), 4)
-    assert written_on(resumed) == 2
-    assert written_on(resumed.model_copy(update={"resume": "never"})) is None
+    assert began_on(resumed) is None
+    two = SimpleNamespace(**{**vars(ALONE), "num_processes": 2})
+    save(a_state(tmp_path / "checkpoints", accelerator=two), 4)
+    assert began_on(resumed) == 2
+    alone = a_state(tmp_path / "checkpoints", keep_checkpoints=2)
+    alone.find(BATCHING)
+    save(alone, 6)
+    assert began_on(resumed) == 2, "and not what wrote the newest one"
+    assert began_on(resumed.model_copy(update={"resume": "never"})) is None
     recipe, origins = resolve(Recipe(checkpoint="m", strategy="full_fine_tuning"))
     derived = [derive_schedule(recipe, dict(origins), 240, processes).optim for processes in (1, 2)]
     assert derived[0].num_train_epochs != derived[1].num_train_epochs, "else nothing had to follow"
-    (tmp_path / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
-    assert written_on(resumed) is None
+    newest, older = sorted((tmp_path / "checkpoints").glob("step-*"), reverse=True)
+    (newest / "state.json").write_text("{")
+    assert began_on(resumed) == 2
+    (older / "state.json").write_text("{}")
+    assert began_on(resumed) is None
 
 
 SAME = [
