@@ -193,6 +193,7 @@ class _Measurement:
             "case": self.case.name,
             "date": date.today().isoformat(),
             "command": self.harness.command,
+            "revision": machine.revision(),
             "machine": machine.describe(),
             "checkpoint": self.harness.checkpoint.name,
             "data_set": self.harness.data.name,

@@ -24,11 +24,16 @@ def encoder_operations(config: Any, lengths: Iterable[int]) -> float:
     """Operations of one forward pass of a BERT-like encoder over texts of these lengths, without embeddings and head.
 
     Per token and block 2 * (4 * D * D + 2 * D * F) for the projections and the feed-forward part, and 4 * T * D for the
-    scores of the attention and the mixing of the values.
+    scores of the attention and the mixing of the values. The stock head reads one token, so hftransfer runs what comes
+    behind the last block's attention, 2 * (D * D + 2 * D * F), on that token alone, and no more is counted.
     """
     width, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    behind = 2 * (width**2 + 2 * width * inner)
     return float(
-        sum(blocks * (2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width) for length in lengths)
+        sum(
+            blocks * (2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width) - (length - 1) * behind
+            for length in lengths
+        )
     )
 
 

@@ -82,7 +82,8 @@ def _runs(results: Sequence[Result]) -> str:
     """Machines, commands, dates and versions."""
     runs: dict[str, list[str]] = {}
     for result in results:
-        runs.setdefault(_machine(result), []).append(f"- {result['date']}: `{result['command']}`")
+        at = f", revision {result['revision']}" if result.get("revision") else ""
+        runs.setdefault(_machine(result), []).append(f"- {result['date']}{at}: `{result['command']}`")
     lines = [line for name, commands in runs.items() for line in (f"{name}:", "", *dict.fromkeys(commands), "")]
     versions: dict[str, set[str]] = {}
     for sample in (sample for result in results for sample in result["samples"]):

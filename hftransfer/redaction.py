@@ -19,7 +19,9 @@ MARK = "<redacted>"
 # Shorter values are words as a text may hold them, such as a password "postgres" in the name of a folder.
 MIN_LENGTH = 12
 
-_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)S?$", re.I)
+_SECRET_NAME = re.compile(
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|(?:API|ACCESS|PRIVATE|SECRET|SIGNING|ENCRYPTION)_?KEY|CREDENTIALS?)S?$", re.I
+)
 _NAMES = r"[\w.-]*(?:token|secret|password|passwd|signature|credential|api[_-]?key|access[_-]?key)"
 _TOKENS = re.compile(
     "|".join(

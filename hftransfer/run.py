@@ -194,7 +194,9 @@ def _published(values: Any) -> Any:
     """A recipe's settings, with the names alone of files and folders of this machine."""
     if isinstance(values, dict):
         return {name: _published(value) for name, value in values.items()}
-    return Path(values).name if isinstance(values, str) and os.path.isabs(values) else values
+    if isinstance(values, str) and (os.path.isabs(values) or values.startswith(("../", "~"))):
+        return Path(values).name
+    return values
 
 
 def check_output_folder(recipe: Recipe) -> None:

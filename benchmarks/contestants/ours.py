@@ -31,7 +31,6 @@ from benchmarks.contestants import common
 from benchmarks.contestants.common import MAX_LENGTH, Spec
 from benchmarks.peak import encoder_operations
 from hftransfer import Recipe, Run, finetune, predict
-from hftransfer.training import facts as run_facts
 from hftransfer.training import prepare
 
 # One evaluation, after the last step: the peers have one, too.
@@ -76,16 +75,16 @@ def train(spec: Spec) -> None:
     splits = {"train": common.read_dataset(spec.train), "validation": common.read_dataset(spec.validation)}
     if "tokens" in spec.settings:
         splits = {name: joined(split, spec.settings["tokens"]) for name, split in splits.items()}
-    with timed(prepare, "load_pretrained") as loads, timed(run_facts, "save_trained") as saves:
+    with timed(prepare, "load_pretrained") as loads:
         started = time.perf_counter()
         run = finetune(recipe_of(spec, spec.seed), **splits)
         whole = time.perf_counter() - started
     facts = run.metrics["training"]
-    # Scoring in full precision, saving and the report come after the training; the peers' clock has stopped by then.
+    if len(loads) != 1:
+        raise RuntimeError("finetune does not load through prepare any more: mend this clock")
+    # Scoring in full precision with saving, and the report, come after the training; the peers' clock has stopped then.
     of_seeds = [Run(folder).metrics["training"] for folder in run.folder.glob("seeds/*")] or [facts]
-    if len(loads) != 1 or len(saves) != len(of_seeds):
-        raise RuntimeError("finetune does not load through prepare or save through facts any more: mend this clock")
-    after = sum(saves) + sum(one["scoring_seconds"] + one["report_seconds"] for one in of_seeds)
+    after = sum(one["scoring_seconds"] + one["report_seconds"] for one in of_seeds)
     lengths = token_lengths(spec)
     if "tokens" in spec.settings:
         lengths = {name: [spec.settings["tokens"]] * len(split) for name, split in splits.items()}

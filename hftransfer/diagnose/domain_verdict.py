@@ -33,7 +33,7 @@ def verdict_of(domain: Domain) -> Verdict:
         key="domain",
         title="Domain mismatch",
         words=words,
-        warns=bool(mismatch or shifts or cut or domain.forecast.pays == "yes"),
+        warns=bool(mismatch or shifts or cut or (domain.forecast.pays == "yes" and not domain.forecast.weak_head)),
         tables=[_source_table(domain), _pair_table(domain.pairs)],
         charts=_charts(domain),
     )
@@ -86,13 +86,17 @@ def _shift_words(pair: Pair) -> list[str]:
 
 def _forecast_words(domain: Domain) -> str:
     found = domain.forecast
+    unknown = "Whether domain-adaptive pretraining pays cannot be foretold"
+    if found.weak_head:
+        rule = {"yes": "speaks for it", "no": "speaks against it", "unknown": "says nothing"}[found.pays]
+        weak = "the head hardly guesses general text either, and with such a head the rule was not confirmed"
+        return f"{unknown}: {weak}. The rule {rule}: {found.reason}."
     said = {
         "yes": "Domain-adaptive pretraining is likely to pay",
         "no": "Domain-adaptive pretraining is not likely to pay",
-        "unknown": "Whether domain-adaptive pretraining pays cannot be foretold",
+        "unknown": unknown,
     }[found.pays]
-    weak = " The head hardly guesses general text either, so that this rests on little." if found.weak_head else ""
-    return f"{said}: {found.reason}.{weak}"
+    return f"{said}: {found.reason}."
 
 
 def _p(value: float) -> str:

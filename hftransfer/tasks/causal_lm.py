@@ -22,7 +22,7 @@ from hftransfer.models.families import FAMILIES
 from hftransfer.recipe import DataSection, TextGeneration
 from hftransfer.tasks import metrics
 from hftransfer.tasks.base import IGNORED, Call, Features, Outcome, Predictions, Ragged
-from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
+from hftransfer.tasks.generation import REFERENCES, Columns, GenerationTask, cut_targets, fill_prompt
 from hftransfer.tasks.losses import losses_by_row
 from hftransfer.tasks.text_metrics import generation_metrics, text_outcomes, token_metrics, token_outcomes, token_record
 
@@ -135,7 +135,7 @@ class CausalLMTask(GenerationTask):
         )
 
     def _encode_prompts(self, dataset: Dataset, max_length: int, training: bool) -> Features:
-        """Prompts lose their beginning where they and the longest completion exceed max_length.
+        """Texts lose their beginning where their prompts and the longest completion exceed max_length.
 
         Raises:
             RecipeError: If completions may be as long as everything.
@@ -148,9 +148,7 @@ class CausalLMTask(GenerationTask):
                 fix=f"set at most {max_length - 1}, or a longer data.max_length",
             )
         golds = self.references(dataset)
-        full = self._prompt_ids(dataset)
-        prompts = [ids[-room:] for ids in full]
-        lost = [len(ids) - len(kept) for ids, kept in zip(full, prompts, strict=True)]
+        prompts, lost = self._fitting_prompts(self.columns(dataset), room)
         counted: Any = {"truncated_rows": sum(map(bool, lost)), "truncated_tokens": sum(lost)}
         if golds is None:
             ids = Ragged.from_rows(prompts, np.int32)
@@ -173,9 +171,21 @@ class CausalLMTask(GenerationTask):
             **counted,
         )
 
-    def _prompt_ids(self, dataset: Dataset) -> list[list[int]]:
-        """The tokens before the completion. Without a prompt, a line break ends the text."""
-        texts = self.texts(dataset)
+    def _fitting_prompts(self, columns: Sequence[Columns], room: int) -> tuple[list[list[int]], list[int]]:
+        """The tokens before every completion, and how many were left out so that they fit."""
+        found, lost = [], []
+        for ids, one in zip(self._prompt_ids(columns), columns, strict=True):
+            kept = ids
+            if len(ids) > room:
+                fitted = self.fitted(one, lambda some: self._prompt_ids([some])[0], room, keeps_end=True)
+                kept = self._prompt_ids([fitted])[0][-room:]
+            found.append(kept)
+            lost.append(len(ids) - len(kept))
+        return found, lost
+
+    def _prompt_ids(self, columns: Sequence[Columns]) -> list[list[int]]:
+        """The tokens before the completions. Without a prompt, a line break ends the text."""
+        texts = [fill_prompt(self.prompt, *one) for one in columns]
         if self.settings.prompt == CHAT:
             chats = [[{"role": "user", "content": text}] for text in texts]
             written: Any = self.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)

@@ -5,7 +5,7 @@ Shape legend: B rows of a batch, T tokens of the input, U tokens of the output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 TEXT, PAIR = "{text}", "{text_pair}"
 """Where a prompt has the columns."""
+OF_OLD_TASK = (
+    *("max_length", "min_length", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff", "early_stopping", "length_penalty", "diversity_penalty"),
+    *("num_beam_groups", "num_return_sequences", "exponential_decay_length_penalty", "penalty_alpha", "dola_layers"),
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+)
+"""What a checkpoint says of lengths, sampling, beams and repetitions. It was chosen for what it was trained for before,
+and transformers refuses to save some of it beside another number of beams."""
+Columns = tuple[str, str | None]
+"""An example's text and, where there is one, its second text."""
 REFERENCES = "references"
 """Name among a features' extras of the right texts of every example."""
 
@@ -63,21 +73,59 @@ class GenerationTask(Task):
         self.pad_values = {"input_ids": tokenizer.pad_token_id}
         generation = model.generation_config
         generation.max_new_tokens, generation.num_beams = self.settings.max_new_tokens, self.settings.num_beams
-        # A longest length beside a number of new tokens is a contradiction that transformers warns of.
-        generation.max_length = None
-        if generation.do_sample:
-            generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
+        for name in OF_OLD_TASK:
+            if getattr(generation, name, None) is not None:
+                setattr(generation, name, None)
 
     @property
     def prompt(self) -> str | None:
         """What is put around the texts."""
         return self.settings.prompt
 
-    def texts(self, dataset: Dataset) -> list[str]:
-        """The input of every example, the prompt included."""
+    def columns(self, dataset: Dataset) -> list[Columns]:
+        """What every example's prompt is filled with."""
         texts = dataset[self.data.text][:]
         pairs = [None] * len(texts) if self.data.text_pair is None else dataset[self.data.text_pair][:]
-        return [fill_prompt(self.prompt, text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        return list(zip(texts, pairs, strict=True))
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """The input of every example, the prompt included."""
+        return [fill_prompt(self.prompt, *columns) for columns in self.columns(dataset)]
+
+    def fitted(
+        self, columns: Columns, encode: Callable[[Columns], Sequence[int]], room: int, *, keeps_end: bool
+    ) -> Columns:
+        """What is left of an example's texts so that they fit with the whole of their prompt.
+
+        Args:
+            columns: The texts; the one with more tokens is cut.
+            encode: From such texts to the tokens of their prompt.
+            room: Tokens that this may have.
+            keeps_end: Whether the text's end stays, else its beginning.
+
+        Returns:
+            The texts; as they were where the rest of the prompt alone is too long, or where the tokenizer does not know
+            places.
+        """
+        if not self.tokenizer.is_fast:
+            return columns
+        spans = [
+            self.tokenizer(text or "", add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+                "offset_mapping"
+            ]
+            for text in columns
+        ]
+        cuts_pair = len(spans[1]) > len(spans[0])
+        text, places = (columns[1] or "", spans[1]) if cuts_pair else (columns[0], spans[0])
+        keep = len(places)
+        found, over = columns, len(encode(columns)) - room
+        while over > 0 and keep > 0:
+            # Where the joints with the prompt have tokens of their own a second cut may be needed.
+            keep = max(keep - over, 0)
+            rest = "" if not keep else text[places[-keep][0] :] if keeps_end else text[: places[keep - 1][1]]
+            found = (columns[0], rest) if cuts_pair else (rest, columns[1])
+            over = len(encode(found)) - room
+        return columns if over > 0 else found
 
     def references(self, dataset: Dataset) -> list[list[str]] | None:
         """The right outputs of every example, None for data without a label column.

@@ -9,6 +9,7 @@ Shape legend: N rows, B rows of a batch, T tokens of the input, U tokens of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from hftransfer.errors import CheckpointError, RecipeError
 from hftransfer.models.families import FAMILIES
 from hftransfer.tasks.base import IGNORED, Call, Features, Ragged
-from hftransfer.tasks.generation import REFERENCES, GenerationTask, cut_targets
+from hftransfer.tasks.generation import PAIR, REFERENCES, TEXT, Columns, GenerationTask, cut_targets, fill_prompt
 from hftransfer.tasks.tokenization import tokenize
 
 if TYPE_CHECKING:
@@ -63,9 +64,15 @@ class Seq2SeqTask(GenerationTask):
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, training: bool = False
     ) -> Features:
         """Tokenize inputs and right outputs."""
-        texts, golds = self.texts(dataset), self.references(dataset)
+        texts, lost_N = self._fitting_texts(dataset, max_length)
+        golds = self.references(dataset)
         if golds is None:
-            return tokenize(tokenizer, texts, None, max_length, None)
+            found = tokenize(tokenizer, texts, None, max_length, None)
+            return replace(
+                found,
+                truncated_rows=found.truncated_rows + int((lost_N > 0).sum()),
+                truncated_tokens=found.truncated_tokens + int(lost_N.sum()),
+            )
         copies_N = np.fromiter(map(len, golds), np.int64, len(golds)) if training else np.ones(len(golds), np.int64)
         example_N = np.repeat(np.arange(len(texts), dtype=np.int64), copies_N)
         inputs = tokenize(tokenizer, [texts[example] for example in example_N], None, max_length, None, example_N)
@@ -77,12 +84,35 @@ class Seq2SeqTask(GenerationTask):
             offsets_N1=inputs.offsets_N1,
             labels=Ragged.from_rows(targets, np.int64),
             example_N=example_N,
-            truncated_rows=inputs.truncated_rows,
-            truncated_tokens=inputs.truncated_tokens,
+            truncated_rows=inputs.truncated_rows + int((lost_N > 0).sum()),
+            truncated_tokens=inputs.truncated_tokens + int(lost_N[example_N].sum()),
             gold_labels=sum(map(len, ids)),
             lost_labels=lost,
             extra={REFERENCES: golds},
         )
+
+    def _fitting_texts(self, dataset: Dataset, max_length: int) -> tuple[list[str], NDArray[np.int64]]:
+        """The inputs, and how many tokens each was cut by.
+
+        Where a prompt goes on behind the text, or has two of them, its texts lose their end and the prompt is kept
+        whole; elsewhere the end of the input is the end of the text.
+        """
+        columns, prompt = self.columns(dataset), self.prompt or ""
+        texts = [fill_prompt(self.prompt, *one) for one in columns]
+        lost_N = np.zeros(len(texts), np.int64)
+        if PAIR not in prompt and (TEXT not in prompt or prompt.endswith(TEXT)):
+            return texts, lost_N
+
+        def encode(one: Columns) -> list[int]:
+            return list(self.tokenizer(fill_prompt(prompt, *one), verbose=False)["input_ids"])
+
+        for row, one in enumerate(columns):
+            whole = len(encode(one))
+            if whole > max_length:
+                fitted = self.fitted(one, encode, max_length, keeps_end=False)
+                texts[row] = fill_prompt(prompt, *fitted)
+                lost_N[row] = whole - len(encode(fitted))
+        return texts, lost_N
 
     def collate(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> dict[str, torch.Tensor]:
         """Inputs (B, T), and for labelled data the outputs (B, U) with what the decoder reads, one token behind."""

@@ -106,9 +106,10 @@ def tokenize_windows(
         RecipeError: If the overlap leaves no room for anything new in a window.
     """
     in_windows = settings.long_inputs != "head"
-    first = list(texts) if pairs is None else _shortened(tokenizer, texts, max_length // 2)
+    first, lost = (list(texts), Counter[int]()) if pairs is None else _shortened(tokenizer, texts, max_length // 2)
     stride = _stride(tokenizer, first, max_length, settings, pairs is not None) if in_windows else 0
     found = _Collected(of_pairs=pairs is not None, keeps_all=in_windows, empty=empty_token(tokenizer))
+    found.lost.update(lost)
     for start in range(0, len(first), CHUNK):
         encoded = tokenizer(
             first[start : start + CHUNK],
@@ -199,16 +200,20 @@ def head_and_tail(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_
     return found, lost
 
 
-def _shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> list[str]:
-    """The texts, cut where they have more than so many tokens: the second text needs room."""
+def _shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most: int) -> tuple[list[str], Counter[int]]:
+    """The texts, cut where they have more than so many tokens (the second text needs room); how many each lost."""
     found: list[str] = []
+    lost: Counter[int] = Counter()
     for start in range(0, len(texts), CHUNK):
         chunk = list(texts[start : start + CHUNK])
         encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for text, spans in zip(chunk, encoded["offset_mapping"], strict=True):
             # A character may have several tokens; one whose last ones are cut off goes as a whole.
-            found.append(text[: min(spans[most - 1][1], spans[most][0])] if len(spans) > most else text)
-    return found
+            end = min(spans[most - 1][1], spans[most][0]) if len(spans) > most else len(text)
+            if end < len(text) and len(spans) > most:
+                lost[len(found)] = sum(stop > end for _, stop in spans)
+            found.append(text[:end])
+    return found, lost
 
 
 def _stride(

@@ -72,6 +72,13 @@ def check_support(accelerator: Accelerator, recipe: Recipe, num_stages: int) -> 
             where="optim.retain",
             fix="use DDP (recipes/accelerate/one_node.yaml), or hftransfer soften after the training",
         )
+    in_shards = kind == "FSDP" or (kind == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3)
+    if in_shards and recipe.evaluation.calibration == "required":
+        raise TrainingError(
+            "nothing can be folded into a head whose weights are spread over processes",
+            where="evaluation.calibration",
+            fix="choose auto or none, or use DDP (recipes/accelerate/one_node.yaml)",
+        )
     if kind == "DEEPSPEED":
         _check_deepspeed(accelerator, recipe, num_stages)
 

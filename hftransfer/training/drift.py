@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hftransfer.caching.states import PlainInputs
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
+from hftransfer.tasks.base import IGNORED
 from hftransfer.training.language_model import spread_rows
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def states_of(model: nn.Module, batch: Mapping[str, Tensor], run: Callable[[], A
 
     def keep(depth: int, hidden_BTD: Tensor) -> None:
         # A block that is applied several times (ALBERT) is seen last.
-        found[depth] = _tokens(hidden_BTD, batch, depth > anatomy.num_encoder_blocks)
+        in_second_stack = 0 < anatomy.num_encoder_blocks < depth
+        found[depth] = _tokens(hidden_BTD, real_tokens(batch, of_decoder=in_second_stack))
 
     def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if 0 not in found:
@@ -130,15 +132,27 @@ def _sample(features: Features) -> list[int]:
     return rows[: int(np.searchsorted(total, 2 * MOST_TOKENS)) + 1]
 
 
-def _tokens(hidden_BTD: Tensor, batch: Mapping[str, Tensor], in_decoder: bool) -> Tensor:
+def real_tokens(batch: Mapping[str, Tensor], *, of_decoder: bool) -> Tensor | None:
+    """Which tokens of a batch are no padding, (B, T); None where nothing says it.
+
+    Args:
+        batch: What the model is given, and the labels.
+        of_decoder: Whether the tokens of an encoder-decoder's decoder are meant.
+    """
+    if of_decoder and "decoder_attention_mask" in batch:
+        return batch["decoder_attention_mask"].bool()
+    if of_decoder and "decoder_input_ids" in batch:
+        labels = batch.get("labels")
+        return labels != IGNORED if labels is not None and labels.shape == batch["decoder_input_ids"].shape else None
+    # The decoder of a classifier reads the encoder's tokens. Multiple choice: (1, S, T).
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.reshape(-1, mask.shape[-1]).bool()
+
+
+def _tokens(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """The states of real tokens, (N, D), at most `MOST_TOKENS` of them, spread."""
-    # A decoder alone reads the mask under the usual name.
-    names = ("decoder_attention_mask", "attention_mask") if in_decoder else ("attention_mask",)
-    mask_BT = next((batch[name] for name in names if name in batch), None)
-    if mask_BT is None or mask_BT.shape != hidden_BTD.shape[:2]:
-        flat_ND = hidden_BTD.flatten(0, -2)
-    else:
-        flat_ND = hidden_BTD[mask_BT.bool()]
+    known = mask_BT is not None and mask_BT.shape == hidden_BTD.shape[:2]
+    flat_ND = hidden_BTD[mask_BT] if known else hidden_BTD.flatten(0, -2)
     return flat_ND[spread_rows(len(flat_ND), MOST_TOKENS)].float().cpu()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hftransfer.data.texts import Texts
 from hftransfer.diagnose.domain import diagnose_domain
-from hftransfer.diagnose.domain_forecast import MARGIN, forecast
+from hftransfer.diagnose.domain_forecast import MARGIN, Forecast, forecast
 from hftransfer.diagnose.domain_verdict import verdict_of
 from hftransfer.errors import DataError
 from hftransfer.report.statistics import Interval
@@ -120,3 +121,17 @@ def test_the_rule(domain: float, general: float, error: float, pays: str) -> Non
     assert found.margin == pytest.approx(domain - general)
     assert not found.weak_head
     assert forecast(losses, {**losses, "reference": interval(6.0)}, "").weak_head
+
+
+def test_a_head_that_guesses_nothing_foretells_nothing(masked: str) -> None:
+    same = texts(1)
+    found = diagnose_domain(masked, {"training": same, "deployment": same, "reference": same}, positions=20)
+    reason = "the head guesses this text worse"
+    strong = replace(found, forecast=Forecast("yes", 0.3, 0.1, 0.5, reason))
+    assert verdict_of(strong).warns
+    assert any(words.startswith("Domain-adaptive pretraining is likely to pay") for words in verdict_of(strong).words)
+    weak = replace(found, forecast=Forecast("yes", 0.3, 0.1, 0.5, reason, weak_head=True))
+    assert not verdict_of(weak).warns
+    (words,) = (words for words in verdict_of(weak).words if "adaptive" in words)
+    assert words.startswith("Whether domain-adaptive pretraining pays cannot be foretold")
+    assert reason in words

@@ -128,3 +128,29 @@ def test_what_cannot_work_is_refused():
     task, _, tokenizer, dataset = a_task("gpt2", labels=True, max_new_tokens=24)
     with pytest.raises(RecipeError, match="leave no room for a prompt"):
         task.encode(dataset, tokenizer, 24)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("prompt", ["chat", "is {text} good ?", None])
+def test_a_long_text_is_cut_within_its_prompt(family, prompt):
+    task, _, tokenizer, _ = a_task(family, labels=True, max_new_tokens=4, prompt=prompt, chat=CHAT)
+    rows = Dataset.from_dict({"text": ["the film was bad " * 20, "sad"], "label": ["good", "bad"]})
+    features = task.encode(rows, tokenizer, 20)
+    labels = features.labels[0]
+    assert int((labels == -100).sum()) == 16
+    kept = features.columns["input_ids"][:16].tolist()
+    frame = task._prompt_ids([("", None)])[0]
+    full = task._prompt_ids([(rows["text"][0], None)])[0]
+    begins = 0 if prompt is None and family == "gpt2" else 1
+    assert kept[:begins] == frame[:begins] == full[:begins]
+    assert kept[-1] == full[-1]
+    # These tokenizers have no token for the line break that ends a text without a prompt.
+    assert prompt is None or full[-1] == frame[-1]
+    assert features.truncated_tokens == len(full) - 16
+
+
+def test_a_prompt_that_is_too_long_without_its_text_loses_its_beginning():
+    task, _, tokenizer, _ = a_task("gpt2", labels=True, max_new_tokens=4, prompt="the cat and the dog saw {text} ?")
+    rows = Dataset.from_dict({"text": ["a bird"], "label": ["good"]})
+    kept = task.encode(rows, tokenizer, 8).columns["input_ids"][:4].tolist()
+    assert kept == tokenizer("the cat and the dog saw a bird ?")["input_ids"][-4:]

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from hftransfer.caching.states import PlainInputs, model_inputs
 from hftransfer.errors import CheckpointError, DataError
@@ -92,3 +95,46 @@ def test_models_without_masks_are_refused(family, message):
     model = tiny_model(AutoModelForSeq2SeqLM, family)
     with pytest.raises(CheckpointError, match=message):
         MaskedLMTask(MaskedLM(), DataSection()).attach(model, tiny_tokenizer("bart"))
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """Cuts words into pieces, as those of BERT do."""
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[MASK]",
+        "film",
+        "##s",
+        "wonder",
+        "##ful",
+        "##ly",
+        "story",
+        "un",
+        "##touch",
+        "##ed",
+    ]
+    backend = Tokenizer(WordPiece({token: at for at, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]", model_max_length=512
+    )
+
+
+@pytest.mark.parametrize("whole_words", [True, False])
+def test_whole_words_are_hidden_where_that_is_asked_for(whole_words):
+    tokenizer = word_pieces()
+    dataset = Dataset.from_dict({"text": ["films wonderfully untouched story " * 4] * 8})
+    model = tiny_model(AutoModelForMaskedLM, "bert")
+    task = MaskedLMTask.from_data(MaskedLM(whole_words=whole_words), DataSection(), dataset)
+    task.attach(model, tokenizer)
+    features = task.encode(dataset, tokenizer, 64)
+    words_T = np.asarray(tokenizer(dataset["text"][0]).word_ids())
+    hidden_BT = task.collate(features, np.arange(8), 3)["labels"].numpy() != -100
+    assert hidden_BT.any(1).all()
+    in_part = [
+        word
+        for row_T in hidden_BT
+        for word in np.unique(words_T[row_T[: len(words_T)]])
+        if not row_T[: len(words_T)][words_T == word].all()
+    ]
+    assert bool(in_part) is not whole_words

@@ -164,6 +164,9 @@ def test_a_long_question_leaves_room_for_the_context():
     logits = right_logits(features)
     task.calibrate(logits, features)
     assert task.score(logits, features)["exact_match"] == 1.0
+    # Of the question half a window is left; the rest is reported.
+    assert features.truncated_rows == 1
+    assert features.truncated_tokens == len(WORDS) - 12
 
 
 def byte_tokenizer():

@@ -123,3 +123,50 @@ def test_what_cannot_work_is_refused():
     model.config.decoder_start_token_id = None
     with pytest.raises(CheckpointError, match="decoder_start_token_id"):
         task.attach(model, tokenizer)
+
+
+def test_what_the_checkpoints_old_task_wants_of_generation_is_dropped_and_the_model_can_be_saved(tmp_path):
+    dataset, model, tokenizer = (
+        Dataset.from_dict(ROWS),
+        tiny_model(AutoModelForSeq2SeqLM, "bart"),
+        tiny_tokenizer("bart"),
+    )
+    generation = model.generation_config
+    old = {"early_stopping": True, "num_beams": 4, "length_penalty": 2.0, "min_length": 20, "no_repeat_ngram_size": 3}
+    for name, value in {**old, "temperature": 0.7, "repetition_penalty": 1.3}.items():
+        setattr(generation, name, value)
+    token = generation.forced_eos_token_id = tokenizer.eos_token_id
+    task = Seq2SeqTask.from_data(TextGeneration(max_new_tokens=8), DataSection(), dataset)
+    task.attach(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    saved = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
+    assert saved.num_beams == 1
+    assert saved.max_new_tokens == 8
+    assert saved.forced_eos_token_id == token
+    left = {name: getattr(saved, name) for name in (*old, "temperature", "repetition_penalty") if name != "num_beams"}
+    assert set(left.values()) <= {None, False}, left
+
+
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [("{text} is good ?", "is good ?"), ("movie {text} ?", "?"), ("is {text_pair} good {text}", "we")],
+)
+def test_long_texts_lose_their_end_and_keep_their_prompt(prompt, end):
+    rows = {"text": ["the film " * 20 if "pair" not in prompt else "we", "sad"], "label": [["good", "nice"], ["bad"]]}
+    rows["pair"] = ["the dog " * 20, "a cat"]
+    dataset, model, tokenizer = Dataset.from_dict(rows), tiny_model(AutoModelForSeq2SeqLM, "t5"), tiny_tokenizer("t5")
+    data = DataSection(text_pair="pair") if "pair" in prompt else DataSection()
+    task = Seq2SeqTask.from_data(TextGeneration(max_new_tokens=8, prompt=prompt), data, dataset)
+    task.attach(model, tokenizer)
+    features = task.encode(dataset, tokenizer, 16, training=True)
+    first = tokenizer.decode(features.columns["input_ids"][: features.offsets_N1[1]], skip_special_tokens=True)
+    assert features.lengths_N[0] == 16
+    assert first.startswith(prompt.split("{")[0].strip())
+    assert first.endswith(end)
+    whole = task.texts(dataset)[0]
+    assert features.truncated_rows == 1
+    # It has two right outputs, and so two rows.
+    assert features.truncated_tokens == 2 * (len(tokenizer(whole)["input_ids"]) - 16)
+    unlabelled = task.encode(dataset.remove_columns("label"), tokenizer, 16)
+    assert unlabelled.columns["input_ids"][:16].tolist() == features.columns["input_ids"][:16].tolist()
+    assert unlabelled.truncated_rows == 1

@@ -50,6 +50,8 @@ def test_what_is_supported_passes(accelerator):
         (deepspeed(), a_recipe(checkpoint_every=5), 1, "checkpoint_every"),
         (deepspeed(), a_recipe(resume="auto"), 1, "resume"),
         (deepspeed(3), a_recipe(evaluation={"keep": "best"}), 1, "keep"),
+        (deepspeed(3), a_recipe(evaluation={"keep": "last", "calibration": "required"}), 1, "evaluation.calibration"),
+        (fsdp(), a_recipe(evaluation={"calibration": "required"}), 1, "evaluation.calibration"),
     ],
 )
 def test_what_would_go_wrong_is_refused_in_one_line(accelerator, recipe, stages, where):

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ortho_group
+from transformers import AutoModelForMultipleChoice
 
-from hftransfer.training.drift import compare_states, linear_cka, mean_cosine
+from hftransfer.training.drift import compare_states, linear_cka, mean_cosine, real_tokens, states_of
 from hftransfer.training.drift_verdict import of_drift
 from hftransfer.verdicts import read_verdicts
+from tests.tiny_models import tiny_model
 from tests.tiny_runs import tiny_run
 
 
@@ -71,3 +73,25 @@ def test_a_run_that_moves_the_backbone_says_how_far(task, strategy, checkpoints,
 def test_a_run_of_a_head_alone_says_nothing(checkpoints, tmp_path):
     run = tiny_run("text_classification", "feature_extraction", checkpoints / "bert", tmp_path / "run")
     assert read_verdicts(run.folder) == []
+
+
+def test_padding_is_no_token_of_the_sample():
+    mask_BT = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    labels_BU = torch.tensor([[5, 6, -100, -100], [7, -100, -100, -100]])
+    read_BU = torch.full((2, 4), 3)
+    pair = {"attention_mask": mask_BT, "decoder_input_ids": read_BU, "labels": labels_BU}
+    assert real_tokens(pair, of_decoder=False).sum() == 4
+    assert real_tokens(pair, of_decoder=True).tolist() == (labels_BU != -100).tolist()
+    assert real_tokens({**pair, "decoder_attention_mask": read_BU > 0}, of_decoder=True).all()
+    # Without outputs there is the start token alone; a classifier's decoder reads what its encoder reads.
+    assert real_tokens({**pair, "labels": None, "decoder_input_ids": read_BU[:, :1]}, of_decoder=True) is None
+    assert real_tokens({"attention_mask": mask_BT, "labels": torch.zeros(2)}, of_decoder=True).sum() == 4
+    assert real_tokens({"attention_mask": mask_BT[None]}, of_decoder=False).shape == (2, 4)
+
+
+def test_all_choices_are_read_without_their_padding():
+    model = tiny_model(AutoModelForMultipleChoice, "bert")
+    mask_1ST = torch.tensor([[[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]])
+    batch = {"input_ids": 20 + torch.arange(18).reshape(1, 3, 6), "attention_mask": mask_1ST}
+    found = states_of(model, batch, lambda: model(**batch))
+    assert {len(states_ND) for states_ND in found.values()} == {9}
