@@ -12,7 +12,7 @@ from benchmarks.cases import Comparison
 from benchmarks.stats import fit_line, ratio_spread, wilson
 
 MIN_EXAMPLES = 2000
-MIN_ROUNDS = 3
+MIN_ROUNDS, MIN_UNDISTURBED = 3, 2
 TOLERANCE = 0.10
 SERIES_SPAN = (1000, 64000)
 
@@ -95,6 +95,8 @@ def _objections(
         reasons.append(f"fewer than {MIN_ROUNDS} rounds")
     if any(one["marked"] for side in sides for one in side):
         reasons.append("other processes were running")
+    elif min(map(len, sides)) < MIN_UNDISTURBED <= rounds:
+        reasons.append(f"fewer than {MIN_UNDISTURBED} undisturbed rounds")
     theirs, own = accuracies
     if theirs is not None and own is not None:
         if examples < MIN_EXAMPLES:

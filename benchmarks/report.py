@@ -52,7 +52,7 @@ means over the rounds with the 95 % Wilson interval of one test set, in the orde
 highest resident size of the process, on a GPU also the most that torch has had allocated there. While a sample runs,
 the share of all processors that other processes take is read from /proc; above {MARKED_SHARE:.0%} the sample is
 marked († in the tables) and left out of the medians as long as the contestant has another. A verdict needs
-{MIN_ROUNDS} rounds, undisturbed samples of both sides and, where accuracies are compared, {MIN_EXAMPLES:,} training
+{MIN_ROUNDS} rounds, two undisturbed samples of both sides and, where accuracies are compared, {MIN_EXAMPLES:,} training
 examples and an accuracy that is not below the interval of the other side.
 """
 

@@ -42,7 +42,7 @@ def finetune(
         recipe: The whole description of the training.
         train: Training data in memory (Dataset, DatasetDict, DataFrame or list of dicts), in place of the recipe's
             files.
-        validation: Likewise.
+        validation: Likewise; what is not passed and has a file in the recipe is read from it.
         test: Likewise.
         origins: Where given values come from, by dotted name; the command line passes it.
 
@@ -119,6 +119,8 @@ def prepare_all(
     Raises:
         UserError: If recipe, data and checkpoint do not fit together.
     """
+    if recipe.resume != "never" and recipe.output_dir is None:
+        raise RecipeError("which run?", where="resume", fix="name its folder with --output_dir")
     # The recipe: fill in what it leaves open.
     verdicts: tuple[Verdict, ...] = ()
     if recipe.strategy.type == "auto":

@@ -69,11 +69,15 @@ def predict(
 
     if (texts is None) == (data is None):
         raise DataError("give either texts or data", where="predict")
-    if isinstance(texts, str) or not all(isinstance(one, str | list) for one in texts or ()):
-        raise DataError("the texts are not a list of strings", where="predict")
+    # A Series or an array, too.
+    rows: list[Any] | None = None if texts is None else list(texts)
+    alike = any(all(isinstance(one, kind) for one in rows or ()) for kind in (str, list))
+    if isinstance(texts, str) or not alike:
+        raise DataError("the texts are not a list of strings, or of lists of words", where="predict")
+    _check_batch_size(batch_size)
     trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair), base)
     columns = list(trained.settings.input_columns(trained.data))
-    source = HfDataset.from_dict({text: list(texts)}) if texts is not None else data
+    source = HfDataset.from_dict({text: rows}) if rows is not None else data
     if not len(source):
         return []
     dataset = dataset_from(source, "predict", columns)
@@ -99,6 +103,7 @@ def evaluate(
     """
     if data.test is None:
         raise DataError("no data to evaluate on", where="data.test", fix="give a file with --data.test")
+    _check_batch_size(batch_size)
     check_exists(data.test, "data.test")
     trained = TrainedModel.load(model, data, base)
     dataset = load_file(data.test, where="data.test", section=data, labelled=True, task=trained.settings)
@@ -135,19 +140,27 @@ def predict_file(
     """
     check_output_file(output, OUTPUT_FORMATS)
     check_exists(source, "--input")
+    _check_batch_size(batch_size)
     trained = TrainedModel.load(model, DataSection(text=text, text_pair=text_pair), base)
     load_file(source, where="--input", section=trained.data, task=trained.settings)
     dataset = load_file(source, where="--input")
     inputs = dataset.select_columns(list(trained.settings.input_columns(trained.data)))
-    records = trained.predict(inputs, batch_size)
-    added = _columns(records, flat=output.suffix == ".csv")
-    taken = [name for name in added if name in dataset.column_names]
-    if taken:
-        raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
+    # What predictions are called is known from one of them.
+    for part in (inputs.select(range(min(1, len(inputs)))), inputs):
+        records = trained.predict(part, batch_size)
+        added = _columns(records, flat=output.suffix == ".csv")
+        taken = [name for name in added if name in dataset.column_names]
+        if taken:
+            raise DataError(f"has a column {taken[0]!r} already", where=f"--input ({source})", fix="rename it")
     # A column of whole numbers stays one where some are missing: pandas would round large ones.
     frame: Any = dataset.with_format("arrow")[:].to_pandas(types_mapper=WHOLE_NUMBERS.get)
     _write(frame.assign(**{name: _series(values) for name, values in added.items()}), output)
     return len(records)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError(f"{batch_size} rows are no batch", where="batch_size", fix="give at least 1")
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from hftransfer.run_files import (
     PREFLIGHT_FILE,
     RECIPE_FILE,
     REPORT_FILE,
+    SEEDS_FOLDER,
     VERDICTS_FOLDER,
     write_json,
     write_whole,
 )
-from hftransfer.safety.files import check_no_links, remove_unfinished
+from hftransfer.safety.files import UNFINISHED, check_no_links, remove_unfinished
 from hftransfer.safety.text_formats import MAX_YAML_BYTES, YAML_ERRORS, RecipeLoader
 from hftransfer.verdicts import Verdict, read_verdicts, write_verdict
 
@@ -225,6 +226,18 @@ def check_output_folder(recipe: Recipe) -> None:
         ) from None
     if used and recipe.resume != "never":
         check_no_links(folder)
+        begun = any((folder / name).exists() for name in (RECIPE_FILE, SEEDS_FOLDER))
+        if not begun and any(not path.name.startswith((LOCK_FILE, UNFINISHED)) for path in folder.iterdir()):
+            raise RecipeError(
+                "is not the folder of a run, so none is continued in it",
+                where=str(folder),
+                fix="name the run's --output_dir",
+            )
+        # It is replaced at the end.
+        if Path(recipe.checkpoint).resolve() == (folder / MODEL_FOLDER).resolve():
+            raise RecipeError(
+                f"{recipe.checkpoint} is what the run would replace", where="checkpoint", fix="choose another folder"
+            )
     if not used or recipe.resume != "never":
         return
     if not recipe.overwrite:
@@ -259,11 +272,19 @@ def check_push(recipe: Recipe, asks: bool = True) -> None:
         asks: Whether this process asks the Hub; one is enough.
 
     Raises:
-        HubError: If nobody is logged in, or the repository cannot be this one.
+        HubError: If nobody is logged in, the repository cannot be this one, or an adapter of a local checkpoint would
+            be pushed, which nobody else could load.
     """
     if recipe.push_to_hub and asks:
         from hftransfer import hub
+        from hftransfer.models.source import split_revision
 
+        if getattr(recipe.strategy, "merge", None) is False and os.path.isdir(split_revision(recipe.checkpoint)[0]):
+            raise HubError(
+                f"the adapter would belong to {recipe.checkpoint}, a folder of this machine",
+                where="push_to_hub",
+                fix="set --strategy.merge true, or take the checkpoint from the Hub",
+            )
         hub.find_target(hub_name(recipe), private=recipe.hub_private_repo)
 
 

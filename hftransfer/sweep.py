@@ -251,7 +251,8 @@ def _run_one(current: Sweep, trial: optuna.Trial, values: dict[str, Any]) -> Non
     try:
         recipe = trial_recipe(current.base, values)
         # What is tried is nothing to publish.
-        own = recipe.model_copy(update={"output_dir": str(folder), "report_examples": False, "push_to_hub": False})
+        plain: dict[str, Any] = {"output_dir": str(folder), "report_examples": False, "push_to_hub": False}
+        own = recipe.model_copy(update={**plain, "data": recipe.data.model_copy(update={"test": None})})
         run = finetune(own, train=current.splits.train, validation=current.splits.validation)
     except UserError as error:
         current.study.tell(trial, state=_failed())

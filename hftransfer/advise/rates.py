@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hftransfer.advise.cost import (
+    FP32,
     Cost,
     Plan,
     Rates,
@@ -144,6 +145,11 @@ def _mean_seconds(action: Callable[[], Any], device: torch.device, seconds: floa
     return (time.perf_counter() - started) / count
 
 
+def state_bytes(dtype: str | None, computed: int) -> int:
+    """Bytes of a number in the feature cache: as the recipe says, else those of the precision that computes it."""
+    return computed if dtype is None else FP32 if dtype == "fp32" else 2
+
+
 def predict_cost(
     recipe: Recipe,
     strategy: Strategy,
@@ -186,7 +192,7 @@ def predict_cost(
         activation_bytes=number_bytes,
         recompute=optim.gradient_checkpointing,
         cached=not recipe.cache.is_off and not optim.torch_compile,
-        cache_bytes=number_bytes,
+        cache_bytes=state_bytes(recipe.cache.dtype, number_bytes),
         cache_per_token=not anatomy.model_class.endswith("ForSequenceClassification"),
     )
     stages = strategy.stages(anatomy)

@@ -98,8 +98,9 @@ class BoundaryCache:
     _trouble: str = ""
 
     def __post_init__(self) -> None:
+        self._store = StateStore(max_bytes=self.recipe.cache.max_bytes)
         if not self.recipe.cache.is_off:
-            StateStore().check()
+            self._store.check()
 
     @contextmanager
     def stage(self, model: nn.Module, boundaries: Sequence[int], passes: float) -> Iterator[StageInputs]:
@@ -207,7 +208,8 @@ class BoundaryCache:
 
         Spaces used since `since` are not removed to make room.
         """
-        store = StateStore(max_bytes=self.recipe.cache.max_bytes, keep_since=since)
+        store = self._store
+        store.keep_since = since
         width = keys[0]["width"]
         spaces = [store.space(key) for key in keys]
         shards = spaces[0].shards()
@@ -317,7 +319,10 @@ class BoundaryCache:
             return
         budget = pass_tokens(self.accelerator.device.type)
         with ExitStack() as stack:
-            writers = [stack.enter_context(space.writer()) for space in spaces]
+            # One pass runs to the highest tap; below a lower one fewer blocks would have to run.
+            highest = max(max(tap.boundary for tap in taps) - 1, 1)
+            shares = [max(tap.boundary - 1, 0) / highest for tap in taps]
+            writers = [stack.enter_context(space.writer(share)) for space, share in zip(spaces, shares, strict=True)]
             stack.enter_context(frozen_weights_cast(model, autocast_dtype(self.accelerator)))
             for positions in token_budget_batches(features.lengths_N[wanted], budget, budget):
                 batch = wanted[positions]

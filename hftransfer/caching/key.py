@@ -26,6 +26,7 @@ NOT_IN_KEY = (
     "hftransfer_max_length",
     "hftransfer_task",
     "hftransfer_completes",
+    "hftransfer_pairs",
     "hftransfer_null_threshold",
     "label_thresholds",
     "use_cache",

@@ -73,12 +73,13 @@ class StateStore:
 
     Args:
         root: The folder; `default_root()` when absent.
-        max_bytes: Most bytes of all spaces together; half of what is free when absent.
+        max_bytes: Most bytes of all spaces together; when absent, half of what is free when room is first asked for.
         keep_since: Spaces used since this time, in seconds since the epoch, are not removed to make room.
     """
 
     def __init__(self, root: Path | None = None, max_bytes: int | None = None, keep_since: float = math.inf) -> None:
         self.root, self.max_bytes, self.keep_since = root or default_root(), max_bytes, keep_since
+        self._left_free: int | None = None
 
     def check(self) -> None:
         """Refuse a folder that another user could have filled: its states would be taken for the model's own.
@@ -120,7 +121,9 @@ class StateStore:
         """
         there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        budget = self.max_bytes - self.used_bytes() if self.max_bytes is not None else free // 2
+        if self._left_free is None:
+            self._left_free = free - free // 2
+        budget = self.max_bytes - self.used_bytes() if self.max_bytes is not None else max(0, free - self._left_free)
         room = min(budget, _spare(free)) - promised
         kept = {space.folder for space in keep}
         for space in self.spaces():
@@ -196,11 +199,27 @@ class Space:
             if shard is not None:
                 found.append(shard)
         if found:
-            os.utime(self.folder / KEY_FILE)
+            self._mark_used()
         return found
 
-    def writer(self) -> ShardWriter:
+    def _mark_used(self) -> None:
+        """Set the time of the key; write it again where somebody made room while a shard was written."""
+        try:
+            os.utime(self.folder / KEY_FILE)
+        except FileNotFoundError:
+            # Where the folder is gone as well, what was opened stays readable.
+            with suppress(OSError):
+                self._write_key()
+
+    def _write_key(self) -> None:
+        with replacing(self.folder / KEY_FILE, PRIVATE_FILE) as temporary:
+            temporary.write_text(self.key_text, encoding="utf-8")
+
+    def writer(self, share: float = 1.0) -> ShardWriter:
         """Start a new shard.
+
+        Args:
+            share: Of the time until it is sealed, what the states of this space alone would take.
 
         Raises:
             CacheError: Another user could have written to the folder.
@@ -210,13 +229,13 @@ class Space:
         # Made by a version that let others read it.
         os.chmod(self.folder, PRIVATE_FOLDER)
         if not (self.folder / KEY_FILE).exists():
-            with replacing(self.folder / KEY_FILE, PRIVATE_FILE) as temporary:
-                temporary.write_text(self.key_text, encoding="utf-8")
-        return ShardWriter(self.folder, DTYPES[self.key["dtype"]])
+            self._write_key()
+        return ShardWriter(self.folder, DTYPES[self.key["dtype"]], share)
 
     def used_bytes(self) -> int:
         """Bytes of its files."""
-        return sum(_size(path) for path in self.folder.rglob("*"))
+        # What is renamed meanwhile is no error here.
+        return sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.folder) for name in names)
 
     def num_rows(self) -> int:
         """Rows of all shards."""
@@ -246,8 +265,8 @@ class Space:
 class ShardWriter:
     """Writes one shard; use it as a context manager. After an error nothing is left."""
 
-    def __init__(self, space: Path, dtype: torch.dtype) -> None:
-        self.space, self.dtype = space, dtype
+    def __init__(self, space: Path, dtype: torch.dtype, share: float = 1.0) -> None:
+        self.space, self.dtype, self.share = space, dtype, share
         name = f"{uuid.uuid4().hex}"
         self.temporary, self.final = space / f"{UNFINISHED}{name}", space / f"shard-{name}"
         self._hashes: list[RowHashes] = []
@@ -291,7 +310,7 @@ class ShardWriter:
             "bytes": (self.temporary / STATES_FILE).stat().st_size,
             "states_sha256": self._digest.hexdigest(),
             "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
-            "seconds": round(time.perf_counter() - self._started, 6),
+            "seconds": round((time.perf_counter() - self._started) * self.share, 6),
         }
         (self.temporary / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
         for path in self.temporary.iterdir():

@@ -40,8 +40,8 @@ from hftransfer.interruption import EXIT_STATUS, Interrupted
 from hftransfer.recipe import NO_SECRETS
 from hftransfer.redaction import RedactedStream, holds_secret, redact
 
-READER_LEFT = 141
-"""Exit status when nobody reads the output any more: that of a program that SIGPIPE ends."""
+READER_LEFT, KEYBOARD_INTERRUPT = 141, 130
+"""Exit status when nobody reads the output any more, and after Ctrl-C: those of programs that the signals end."""
 
 
 def build_app() -> App:
@@ -122,6 +122,9 @@ def _guarded(action: Any) -> int:
     except Interrupted as error:
         _tell(str(error))
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return KEYBOARD_INTERRUPT
     except (UserError, CycloptsError, ValidationError) as error:
         _tell(f"error: {one_line(error)}")
         return 2

@@ -19,9 +19,10 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
         table.add_column(name, justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    found = Console(highlight=False)
+    # Labels and paths may hold what looks like markup.
+    found = Console(highlight=False, markup=False, emoji=False)
     # Not cut short in a log file.
-    (found if found.is_terminal else Console(highlight=False, width=120)).print(table)
+    (found if found.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)).print(table)
 
 
 def print_verdict(verdict: Verdict) -> None:

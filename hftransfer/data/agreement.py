@@ -40,11 +40,17 @@ def _tags(column_of: Columns, name: str, section: DataSection, where: str, locat
 
 def _spans(column_of: Columns, name: str, section: DataSection, where: str, locate: Locate) -> None:
     texts, spans = column_of(section.text), column_of(name)
+    if is_text_list(texts.type) and is_list(spans.type) and pa.types.is_struct(spans.type.value_type):
+        what = f"column {name!r} holds spans, which count characters of raw text, but {section.text!r} holds words"
+        raise DataError(what, where=where, fix="give one tag per word, or each text as one string")
     if not is_text(texts.type) or not is_list(spans.type):
         return
     for row, (text, marked) in enumerate(zip(_values(texts), _values(spans), strict=True)):
         for span in marked:
             start, end = span["start"], span["end"]
+            if span.get("label") is None or not str(span["label"]).strip():
+                what = f"the span {start} to {end} in column {name!r} has no label"
+                raise DataError(what, where=f"{where}, {locate(row)}", fix="give it one, or leave it out")
             if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
                 raise DataError(
                     f"the span {start} to {end} does not lie in a text of {len(text)} characters",

@@ -76,7 +76,8 @@ def read_table(path: Path, place: str, columns: Sequence[str] | None = None) -> 
         tables = _json_tables(path, place, columns)
     else:
         tables = stream_tables(path, place, columns, CHUNK_ROWS)
-    return joined(_not_exploding(tables, path, place))
+    with _readable(path, place):
+        return joined(_not_exploding(tables, path, place))
 
 
 def _not_exploding(tables: Iterator[pa.Table], path: Path, place: str) -> Iterator[pa.Table]:
@@ -118,7 +119,8 @@ def _readable(path: Path, place: str) -> Iterator[None]:
     except UnicodeDecodeError:
         raise _encoding_error(path, place) from None
     except pa.ArrowException as error:
-        raise DataError(f"not a readable parquet file: {error}", where=place, fix="write the file again") from error
+        kind = path.suffix.removeprefix(".")
+        raise DataError(f"not a readable {kind} file: {error}", where=place, fix="write the file again") from error
     except _DAMAGED as error:
         raise DataError(f"cannot be read: {error}", where=place, fix="check that the file is complete") from error
 

@@ -174,4 +174,23 @@ def _to_arrow(name: str, values: list[Any], place: str, locate: Locate) -> pa.Ar
                 raise DataError(
                     f"column {name!r} holds a value that cannot be stored ({error})", where=f"{place}, {locate(row)}"
                 ) from None
-        raise
+        row = _first_conflict(values)
+        raise DataError(
+            f"column {name!r} holds a value of another form than the rows before",
+            where=f"{place}, {locate(row)}",
+            fix="write all values alike: the same keys with values of one type, lists or none",
+        ) from None
+
+
+def _first_conflict(values: list[Any]) -> int:
+    """The first row that cannot be stored together with those before it; each can alone, and all cannot."""
+    low, high = 1, len(values)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            pa.array(values[:middle])
+        except (pa.ArrowException, OverflowError, UnicodeError, ValueError, TypeError):
+            high = middle
+        else:
+            low = middle + 1
+    return low - 1

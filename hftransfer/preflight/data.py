@@ -18,6 +18,8 @@ DUPLICATES_WARN, CONFLICTS_WARN, BLANK_WARN = 0.01, 0.01, 0.01
 """Shares of rows from which on a finding is a warning and not a note."""
 DOMINATING, RARE = 0.9, 5
 """Share of the largest class, and examples of the smallest, beyond which a score misleads."""
+NO_LABEL = ("na", "n/a", "#n/a", "nan", "null", "<na>")
+"""What tables say, in small letters, where a value is missing."""
 SHIFT, SHIFT_ROWS = 0.25, 100
 """Total variation distance between the labels of two splits, and from how many rows on it is looked at."""
 SCORE_TOLERANCE = 0.1
@@ -43,7 +45,7 @@ def check_data(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | Non
     found += shared_texts(rows)
     found += conflicts(rows, problem)
     if problem in ("single_label", "multi_label") or recipe.task.type == "multiple_choice":
-        found += class_balance(rows, recipe, problem)
+        found += [*class_balance(rows, recipe, problem), *unlabelled_class(rows["train"])]
         found += label_shift(rows)
     return found
 
@@ -213,6 +215,17 @@ def class_counts(split: SplitRows) -> Counter[str]:
     for label in split.labels or ():
         counts.update(label if isinstance(label, tuple) else (label,))
     return counts
+
+
+def unlabelled_class(train: SplitRows) -> list[Finding]:
+    """A class whose name says that there is no label."""
+    found = {name: count for name, count in class_counts(train).items() if name.strip().lower() in NO_LABEL}
+    if not found:
+        return []
+    name, count = next(iter(found.items()))
+    what = f"{count:,} rows have the class {name!r}, which tables write where a label is missing"
+    fix = "leave these rows out, or name the class otherwise"
+    return [Finding("unlabelled_class", "warning", what, "train", fix, {"classes": found})]
 
 
 def class_balance(rows: Mapping[str, SplitRows], recipe: Recipe, problem: str | None) -> list[Finding]:

@@ -25,7 +25,7 @@ from hftransfer.advise.cost import (
     shape_of,
     training_operations,
 )
-from hftransfer.advise.rates import PRECISIONS, can_be_cut, exact_plans
+from hftransfer.advise.rates import PRECISIONS, can_be_cut, exact_plans, state_bytes
 from hftransfer.errors import AnatomyError
 from hftransfer.preflight.findings import Finding
 from hftransfer.preflight.model import Probe
@@ -74,7 +74,7 @@ def _setting(training: Training) -> Setting:
         activation_bytes=number_bytes,
         recompute=optim.gradient_checkpointing,
         cached=not training.recipe.cache.is_off and not training.task.random_inputs and not optim.torch_compile,
-        cache_bytes=number_bytes,
+        cache_bytes=state_bytes(training.recipe.cache.dtype, number_bytes),
         cache_per_token=not training.anatomy.model_class.endswith("ForSequenceClassification"),
     )
 

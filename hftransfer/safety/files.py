@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -146,3 +147,9 @@ def check_output_file(output: Path, suffixes: tuple[str, ...]) -> None:
         raise DataError("no such folder", where=str(output.parent), fix="make it first")
     if output.is_dir():
         raise DataError("is a folder", where=str(output), fix="name a file")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=UNFINISHED, dir=output.parent):
+            pass
+    except OSError as error:
+        what = f"not writable ({error.strerror})"
+        raise DataError(what, where=str(output.parent), fix="choose another folder") from None

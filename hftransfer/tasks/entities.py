@@ -49,6 +49,33 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
+def marked_entities(marked: Sequence[Mapping[str, Any]], text: str, where: str) -> list[Entity]:
+    """The entities that spans of a text mark, without white space at their edges.
+
+    Args:
+        marked: Records of start, end and label.
+        text: The text.
+        where: What to call it in an error.
+
+    Raises:
+        DataError: If a span does not lie in the text, or holds nothing but white space.
+    """
+    found = []
+    for span in marked:
+        kind, start, end = str(span["label"]), int(span["start"]), int(span["end"])
+        if not 0 <= start < end <= len(text):
+            raise DataError(
+                f"the span {start} to {end} ({kind}) does not lie in a text of {len(text)} characters",
+                where=where,
+                fix="count characters from 0, the end not included",
+            )
+        inside = text[start:end]
+        if not inside.strip():
+            raise DataError(f"the span {start} to {end} ({kind}) is blank", where=where, fix="remove it")
+        found.append((kind, start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())))
+    return found
+
+
 def tag_words(spans: Sequence[Entity], starts_W: Sequence[int], ends_W: Sequence[int], where: str) -> list[str]:
     """BIO tags of words from entities in characters; a word that an entity touches belongs to it.
 
@@ -66,9 +93,9 @@ def tag_words(spans: Sequence[Entity], starts_W: Sequence[int], ends_W: Sequence
         touched = [word for word in range(len(tags)) if starts_W[word] < end and ends_W[word] > start]
         if any(tags[word] != OUTSIDE for word in touched):
             raise DataError(
-                f"the span {start} to {end} ({kind}) shares a word with another",
+                f"the span {start} to {end} ({kind}) lies in one word with another",
                 where=where,
-                fix="spans must not overlap",
+                fix="a word has one tag: spans must neither overlap nor divide a word",
             )
         for word in touched:
             tags[word] = f"{'B' if word == touched[0] else 'I'}-{kind}"

@@ -43,12 +43,17 @@ class Labels:
         Raises:
             DataError: If a label is not among the names or is no number.
         """
+        if len(values):
+            _check_fits(values, self.problem, where)
         if self.problem == "regression":
             try:
                 return np.asarray(values, dtype=np.float32)
             except (TypeError, ValueError):
+                row, value = next((row, value) for row, value in enumerate(values) if not _is_number(value))
                 raise DataError(
-                    "the label is not a number", where=where, fix="set --task.problem single_label for classes"
+                    f"the label {str(value)[:40]!r} of row {row + 1} is not a number",
+                    where=where,
+                    fix="mend it, or set --task.problem single_label for classes",
                 ) from None
         index = {name: position for position, name in enumerate(self.names)}
         if self.problem == "single_label":
@@ -135,6 +140,14 @@ def _check_fits(values: Sequence[Any], problem: str, where: str) -> None:
     if is_list != (problem == "multi_label"):
         found = "lists" if is_list else "single values"
         raise DataError(f"the labels are {found}", where=where, fix=f"they do not fit --task.problem {problem}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _declared_names(dataset: Dataset, column: str) -> list[str]:

@@ -185,12 +185,15 @@ class QuestionAnsweringTask(Task):
         records: list[dict[str, Any]] = []
         for one, context in zip(self._best(predictions, features), features.extra["contexts"], strict=True):
             is_empty = one.start < 0 or (self.threshold is not None and one.margin > self.threshold)
+            # The tokens of some tokenizers hold the space before their word.
+            text = context[one.start : one.end]
+            start, end = one.start + len(text) - len(text.lstrip()), one.end - len(text) + len(text.rstrip())
             records.append(
                 {
-                    "prediction": "" if is_empty else context[one.start : one.end],
+                    "prediction": "" if is_empty else text.strip(),
                     "score": one.null_probability if is_empty else one.probability,
-                    "start": None if is_empty else one.start,
-                    "end": None if is_empty else one.end,
+                    "start": None if is_empty else start,
+                    "end": None if is_empty else end,
                 }
             )
         return records
@@ -238,7 +241,10 @@ def _null_places(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> NDArra
 def _label_windows(
     windows: Windows, nulls: NDArray[np.int64], answers: Sequence[Sequence[tuple[str, int]]]
 ) -> tuple[NDArray[np.int64], int]:
-    """First and last token of the first answer that lies in each row, (R, 2), and how many answers lie in no row."""
+    """First and last token of the first answer that lies in each row, (R, 2), and how many answers cannot be given.
+
+    Those are in no row, or longer than any that is given.
+    """
     labels_R2 = np.stack([nulls, nulls], 1)
     found = np.zeros(len(answers), bool)
     for row, example in enumerate(windows.example_N):
@@ -251,7 +257,7 @@ def _label_windows(
                 touched = position_T[(ends_T > start) & (starts_T < end)]
                 if len(touched):
                     labels_R2[row] = touched[0], touched[-1]
-                    found[example] = True
+                    found[example] |= touched[-1] - touched[0] < LONGEST_ANSWER
                     break
     return labels_R2, sum(1 for seen, one in zip(found, answers, strict=True) if one and not seen)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
-from hftransfer.errors import RecipeError
+from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import GROUP_BALANCES, NO_GROUPS, DataSection, TextClassification
 from hftransfer.setting_values import listed_columns
 from hftransfer.tasks import metrics
@@ -41,6 +41,8 @@ UNUSED_SETTINGS = {
     "label_smoothing": ("multi_label", "regression"),
     "focal_gamma": ("regression",),
 }
+PAIRS = "hftransfer_pairs"
+"""Entry of a trained model's config: whether it reads pairs of texts."""
 # Above this a rare label's weight makes its few examples decide the training.
 MAX_POSITIVE_WEIGHT = 20.0
 
@@ -87,6 +89,7 @@ class TextClassificationTask(Task):
         problem = next((name for name, stored in PROBLEM_TYPES.items() if stored == config.problem_type), None)
         problem = problem or ("regression" if config.num_labels == 1 else "single_label")
         names = () if problem == "regression" else tuple(config.id2label[index] for index in range(config.num_labels))
+        _check_pairs(data, getattr(config, PAIRS, None))
         task = cls(settings, data, Labels(problem, names))  # type: ignore[arg-type]
         thresholds = getattr(config, "label_thresholds", None)
         if thresholds:
@@ -109,10 +112,11 @@ class TextClassificationTask(Task):
         return overrides
 
     def saved_config(self) -> dict[str, Any]:
-        """What a trained model's config must also keep: the thresholds of a multi-label model."""
+        """What a trained model's config must also keep: whether it reads pairs; a multi-label model's thresholds."""
+        pairs = {PAIRS: self.data.text_pair is not None}
         if self.labels.problem != "multi_label":
-            return {}
-        return {"label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
+            return pairs
+        return {**pairs, "label_thresholds": dict(zip(self.labels.names, self.thresholds_C.tolist(), strict=True))}
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a way of reading long texts that tokenizer or columns do not allow.
@@ -326,3 +330,16 @@ def _by_example(predictions: Predictions, features: Features) -> tuple[NDArray[A
     first = np.unique(features.example_N, return_index=True)[1]
     counts = np.diff([*first, len(features)])
     return np.add.reduceat(logits_NC, first, axis=0) / counts[:, None], labels[first] if len(labels) else labels
+
+
+def _check_pairs(data: DataSection, reads_pairs: bool | None) -> None:
+    """Refuse single texts for a model of pairs, and the reverse; models of others do not say what they read.
+
+    Raises:
+        DataError: If that is so.
+    """
+    if reads_pairs is None or reads_pairs == (data.text_pair is not None):
+        return
+    if reads_pairs:
+        raise DataError("the model reads pairs of texts", where="text_pair", fix="name the column of the second text")
+    raise DataError("the model reads single texts", where="text_pair", fix="leave it out")

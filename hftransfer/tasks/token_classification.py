@@ -9,9 +9,7 @@ Shape legend: B rows of a batch, T tokens, W words (of a row, or of an example),
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,29 +29,17 @@ from hftransfer.tasks.entities import (
     count_by_kind,
     entity_scores,
     find_entities,
+    marked_entities,
     tag_scores,
     tag_words,
 )
 from hftransfer.tasks.labels import column_names, label_name
 from hftransfer.tasks.windows import SPECIAL, Windows, check_tagging, tokenize_windows
+from hftransfer.tasks.words import Text, joined_words, raw_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# What counts as a word of raw text: letters and digits together, every other sign alone.
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-
-@dataclass(frozen=True)
-class Text:
-    """One example: its text and where its words are, in characters."""
-
-    text: str
-    starts_W: NDArray[np.int64]
-    ends_W: NDArray[np.int64]
-    words: list[str]
-    is_raw: bool
 
 
 class TokenClassificationTask(Task):
@@ -140,7 +126,7 @@ class TokenClassificationTask(Task):
     def _texts(self, dataset: Dataset) -> list[Text]:
         """The examples with their words."""
         return [
-            _raw_text(value) if isinstance(value, str) else _joined_words(value) for value in dataset[self.data.text][:]
+            raw_text(value) if isinstance(value, str) else joined_words(value) for value in dataset[self.data.text][:]
         ]
 
     def _golds(
@@ -168,14 +154,7 @@ class TokenClassificationTask(Task):
         golds, spans = [], []
         for row, (marked, text) in enumerate(zip(values, texts, strict=True)):
             where = f"column {column!r}, row {row + 1}"
-            entities = [(str(span["label"]), int(span["start"]), int(span["end"])) for span in marked]
-            for kind, start, end in entities:
-                if not 0 <= start < end <= len(text.text):
-                    raise DataError(
-                        f"the span {start} to {end} ({kind}) does not lie in a text of {len(text.text)} characters",
-                        where=where,
-                        fix="count characters from 0, the end not included",
-                    )
+            entities = marked_entities(marked, text.text, where)
             golds.append(tag_words(entities, text.starts_W.tolist(), text.ends_W.tolist(), where))
             spans.append(entities)
         return golds, spans
@@ -205,8 +184,13 @@ class TokenClassificationTask(Task):
         lost = 0
         for text, seen_W, entities in zip(texts, seen, found, strict=True):
             for _, start, end in entities:
-                touched = (text.starts_W < end) & (text.ends_W > start) if spans is not None else slice(start, end)
-                lost += not seen_W[touched].all()
+                if spans is None:
+                    lost += not seen_W[start:end].all()
+                else:
+                    # A prediction begins and ends with a word.
+                    touched = (text.starts_W < end) & (text.ends_W > start)
+                    edges = (text.starts_W[touched][:1].tolist(), text.ends_W[touched][-1:].tolist())
+                    lost += edges != ([start], [end]) or not seen_W[touched].all()
         return sum(map(len, found)), lost
 
     def collate(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> dict[str, torch.Tensor]:
@@ -354,18 +338,6 @@ def _at_places(logits_BTC: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> t
     """The logits of the tagged words, (B, W, C) in fp32; those of padding are of no use."""
     places_BW = batch[PLACES].clamp_min(0)
     return logits_BTC.float().gather(1, places_BW[:, :, None].expand(-1, -1, logits_BTC.shape[-1]))
-
-
-def _raw_text(text: str) -> Text:
-    found = list(_WORD.finditer(text))
-    starts_W, ends_W = (np.asarray([match.span()[side] for match in found], np.int64) for side in (0, 1))
-    return Text(text, starts_W, ends_W, [match.group() for match in found], True)
-
-
-def _joined_words(words: Sequence[str]) -> Text:
-    lengths_W = np.fromiter(map(len, words), np.int64, len(words))
-    ends_W = np.cumsum(lengths_W) + np.arange(len(words))
-    return Text(" ".join(words), ends_W - lengths_W, ends_W, list(words), False)
 
 
 def _holds_spans(dataset: Dataset, column: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from hftransfer.errors import TrainingError
@@ -17,14 +18,15 @@ AFTER_DIVERGING = (
 MAX_EXAMPLES = 16
 
 
-def interrupted(saved: int | None) -> Interrupted:
+def interrupted(saved: int | None, folder: Path) -> Interrupted:
     """What to raise once a run that was asked to end has saved what there is.
 
     Args:
         saved: The step of the checkpoint, None if there was nothing to save.
+        folder: The run's, which the recipe may have left open.
     """
     what = "before the first step: nothing is lost" if saved is None else f"saved at step {saved}"
-    return Interrupted(f"interrupted by {name()}, {what}; {CONTINUE}")
+    return Interrupted(f"interrupted by {name()}, {what}; {CONTINUE} --output_dir {shlex.quote(str(folder))}")
 
 
 def diverged(error: NotFinite, examples: list[int], step: int, rate: float, folder: Path, saved: int | None) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftransfer.data.augment import check_remedies, with_counterfactuals
-from hftransfer.data.load import Splits, load_splits, splits_from_objects
+from hftransfer.data.load import Splits, load_file, load_splits, splits_from_objects
+from hftransfer.data.named import check_exists
 from hftransfer.data.streaming import load_stream, stream_from_objects
 from hftransfer.errors import CheckpointError, DataError, RecipeError, TrainingError
 from hftransfer.models.families import FAMILIES
@@ -55,6 +56,10 @@ def load_data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
 
 def _loaded(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     task, stratify = recipe.task, recipe.task.has_classes
+    if train is not None and not isinstance(train, Mapping):
+        # What is not passed and has a file in the recipe is read from it.
+        validation = _from_file(recipe, "validation") if validation is None else validation
+        test = _from_file(recipe, "test") if test is None else test
     if recipe.data.streaming and train is not None:
         return stream_from_objects(train, validation, test, recipe.data, seed=recipe.seed, stratify=stratify, task=task)
     if train is not None:
@@ -63,6 +68,14 @@ def _loaded(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
         raise DataError("validation or test data without training data", where="finetune", fix="pass train as well")
     load = load_stream if recipe.data.streaming else load_splits
     return load(recipe.data, seed=recipe.seed, stratify=stratify, task=task)
+
+
+def _from_file(recipe: Recipe, split: str) -> Dataset | None:
+    path = getattr(recipe.data, split)
+    if path is None:
+        return None
+    check_exists(path, f"data.{split}")
+    return load_file(path, where=f"data.{split}", section=recipe.data, labelled=True, task=recipe.task)
 
 
 def derive_task(recipe: Recipe, origins: Origins, task: Task) -> Recipe:

@@ -163,7 +163,7 @@ class Saving:
             self.save(stage, optimizer, log)
         saved = self._settled(together)
         if isinstance(reason, Interrupted):
-            return endings.interrupted(saved)
+            return endings.interrupted(saved, training.folder)
         if isinstance(reason, NotFinite):
             examples = self._example_numbers(reason.rows)
             rate = max(float(group["lr"]) for group in optimizer.param_groups)
@@ -184,7 +184,7 @@ class Saving:
                 weights = whole_weights(training.model, weights, keep=keep)
             self._write(weights, kept, None, training.stages[-1].stage.name)
         try:
-            return endings.interrupted(self._settled(together=True))
+            return endings.interrupted(self._settled(together=True), training.folder)
         finally:
             self.state.close()
 

@@ -127,8 +127,10 @@ def _number(value: float | None) -> float:
 
 def console(main_process: bool) -> Console:
     """A console that writes on the main process alone, and does not cut tables short in a log file."""
-    found = Console(quiet=not main_process, highlight=False)
-    return found if found.is_terminal else Console(quiet=not main_process, highlight=False, width=120)
+    # Prompts, labels and paths may hold what looks like markup.
+    plain: dict[str, Any] = {"quiet": not main_process, "highlight": False, "markup": False, "emoji": False}
+    found = Console(**plain)
+    return found if found.is_terminal else Console(**plain, width=120)
 
 
 def _show(value: Any) -> str:

@@ -198,7 +198,7 @@ def test_a_signal_saves_even_an_evaluation_that_is_still_due(checkpoint, tmp_pat
     again = {"optim": {"per_device_eval_batch_size": 2}, "resume": "auto"}
     assert guarded(lambda: train(checkpoint, tmp_path / "stopped", **again)) == EXIT_STATUS
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "interrupted by SIGUSR1, saved at step 3; continue with --resume auto"
+        f"interrupted by SIGUSR1, saved at step 3; continue with --resume auto --output_dir {tmp_path / 'stopped'}"
     )
     assert len(calls) == 2, "the evaluation was not broken off"
     (left,) = (tmp_path / "stopped" / "checkpoints").iterdir()

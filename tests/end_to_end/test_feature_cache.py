@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,16 @@ def test_an_empty_text_is_the_same_from_the_cache_and_without_it(place: str, che
         runs.append(finetune(recipe, **rows))
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-6)
     assert runs[0].metrics["validation"] == pytest.approx(runs[1].metrics["validation"], abs=1e-6)
+
+
+def test_the_time_saved_is_that_of_the_blocks_below_each_boundary(trained: Trained) -> None:
+    states = trained("gradual_unfreezing").states
+    seconds = {}
+    for key in states.glob("*/key.json"):
+        shards = [json.loads(path.read_text())["seconds"] for path in key.parent.glob("shard-*/meta.json")]
+        seconds[json.loads(key.read_text())["boundary"]] = sum(shards)
+    boundaries = sorted(seconds)
+    assert len(boundaries) > 1
+    for lower, higher in pairwise(boundaries):
+        # One pass makes all of them; of three blocks the lower boundary spares one or two.
+        assert seconds[lower] < 0.9 * seconds[higher]

@@ -295,8 +295,10 @@ def test_what_cannot_be_predicted_is_refused(make_run: Callable[..., Run], tmp_p
     for texts in ("one text", ["a", None]):
         with pytest.raises(DataError, match="not a list of strings"):
             predict(run, texts)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="no column 'other'"):
+    with pytest.raises(DataError, match="the model reads single texts"):
         predict(run, ["a"], text_pair="other")
+    with pytest.raises(DataError, match="no column 'other'"):
+        predict(run, data=[{"text": "a"}], text="other")
     assert predict(run, []) == []
     (tmp_path / "in.csv").write_text("text,prediction\ngood film,comedy\n")
     files = ["--input", str(tmp_path / "in.csv"), "--output"]

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftransfer.errors import RecipeError
+from hftransfer import finetune
+from hftransfer import run as run_module
+from hftransfer.errors import HubError, RecipeError
 from hftransfer.recipe import Recipe
-from hftransfer.run import Run, check_output_folder, create_run
+from hftransfer.run import Run, check_output_folder, check_push, create_run
 from hftransfer.run_files import plain_numbers, write_whole
 
 RECIPES: list[dict[str, Any]] = [
@@ -157,3 +159,41 @@ def test_plain_numbers_are_strict_json(value: Any) -> None:
     assert json.loads(text) == plain_numbers(value)
     if isinstance(value, float) and math.isfinite(value):
         assert plain_numbers(value) == value
+
+
+def test_no_run_is_continued_in_the_users_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(RecipeError, match="not the folder of a run, so none is continued"):
+        check_output_folder(recipe_for(tmp_path, resume="auto"))
+    (tmp_path / "thesis.txt").unlink()
+    # Of a run that was killed as it began.
+    (tmp_path / ".writing-0123.yaml").write_text("x")
+    check_output_folder(recipe_for(tmp_path, resume="auto"))
+
+
+def test_a_checkpoint_that_the_run_would_replace_is_refused(tmp_path: Path) -> None:
+    create_run(recipe_for(tmp_path))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(RecipeError, match="is what the run would replace"):
+        check_output_folder(recipe_for(tmp_path, resume="auto", checkpoint=str(tmp_path / "model")))
+
+
+def test_which_run_goes_on_must_be_said() -> None:
+    with pytest.raises(RecipeError, match=r"resume: which run\?.*--output_dir"):
+        finetune(Recipe(checkpoint="m", resume="auto"))
+
+
+def test_an_adapter_of_a_local_checkpoint_is_refused_before_the_training(tmp_path: Path) -> None:
+    adapter: dict[str, Any] = {"checkpoint": str(tmp_path), "push_to_hub": True, "strategy": {"type": "lora"}}
+    with pytest.raises(HubError, match="the adapter would belong to"):
+        check_push(recipe_for(tmp_path / "run", **adapter))
+
+
+def test_paths_of_this_machine_are_not_published() -> None:
+    values = {"data": {"train": "/data/a.csv", "test": "../private/b.csv", "text": "text"}, "checkpoint": "ORG/name"}
+    found = run_module._published({**values, "x": "~/c.csv"})
+    assert found == {
+        "data": {"train": "a.csv", "test": "b.csv", "text": "text"},
+        "checkpoint": "ORG/name",
+        "x": "c.csv",
+    }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hftransfer.advise.rates import predict_cost
+from hftransfer.advise.rates import predict_cost, state_bytes
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import build_strategy
 from tests.tiny_models import tiny_classifier
@@ -59,3 +59,10 @@ def test_more_examples_and_more_devices():
     many, _ = predict("full_fine_tuning", train_examples=10**9)
     assert many.training_seconds > 1e5
     assert many.operations > 1e12
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed", "expected"), [(None, 2, 2), (None, 4, 4), ("fp32", 2, 4), ("bf16", 4, 2)]
+)
+def test_a_kept_number_has_the_size_that_the_recipe_says(dtype, computed, expected):
+    assert state_bytes(dtype, computed) == expected

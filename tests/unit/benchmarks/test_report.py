@@ -109,7 +109,10 @@ def test_disturbed_samples_are_left_out_as_long_as_there_is_another(features):
         if one["contestant"] == GLUE_NAME and one["round"] != 2:
             one["marked"] = True
     assert [one["round"] for one in good_samples(features, GLUE_NAME)] == [2]
-    assert judge(features, TARGET).verdict == "missed", "500 / 11"
+    assert judge(features, TARGET).verdict == "no claim: fewer than 2 undisturbed rounds"
+    for one in features["samples"]:
+        one["marked"] &= one["round"] == 0
+    assert judge(features, TARGET).verdict == "met", "555 / 11"
     for one in features["samples"]:
         one["marked"] = True
     assert len(good_samples(features, GLUE_NAME)) == 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -248,3 +250,56 @@ def test_what_is_promised_is_taken_from_the_room_and_spaces_in_use_stay(tmp_path
     assert store.make_room(800, keep=spaces, promised=800) == 200
     assert all(space.folder.exists() for space in spaces)
     assert StateStore(tmp_path / "new").make_room(1 << 60, keep=[], promised=1 << 60) == 0
+
+
+def test_room_made_while_a_shard_is_written_loses_nothing(tmp_path: Path) -> None:
+    space = StateStore(tmp_path).space(KEY)
+    hashes, lengths, states = rows_of([2, 3])
+    with space.writer() as writer:
+        writer.append(hashes, lengths, states)
+        # Another process makes room: it lists the folder before the shard is begun, and cannot remove what it holds.
+        (space.folder / "key.json").unlink()
+    assert States(space.shards(), hashes, 4).found_N.all()
+    assert [one.folder for one in StateStore(tmp_path).spaces()] == [space.folder], "it can be listed and pruned again"
+
+
+def test_a_folder_that_is_removed_while_it_is_opened_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = StateStore(tmp_path).space(KEY)
+    hashes, lengths, states = rows_of([2, 3])
+    write(space, hashes, lengths, states)
+    opened = module._open_shard
+
+    def open_and_remove(folder: Path, *rest: Any) -> Any:
+        found = opened(folder, *rest)
+        shutil.rmtree(space.folder)
+        return found
+
+    monkeypatch.setattr(module, "_open_shard", open_and_remove)
+    found = States(space.shards(), hashes, 4)
+    assert torch.equal(found.gather(np.asarray([0]), never)[0], states[:2])
+    assert not space.folder.exists()
+
+
+def test_without_a_budget_half_of_the_disk_stays_free_however_often_room_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 100 << 30
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(200 << 30, 0, free))
+    store, written = StateStore(tmp_path), 0
+    for _ in range(8):
+        room = store.make_room(20 << 30, keep=[])
+        free, written = free - room, written + room
+    assert written == 50 << 30
+
+
+def test_a_shard_is_charged_with_its_share_of_the_pass(tmp_path: Path) -> None:
+    spaces = [StateStore(tmp_path).space({**KEY, "boundary": boundary}) for boundary in range(2)]
+    with spaces[0].writer() as whole, spaces[1].writer(0.25) as part:
+        time.sleep(0.05)
+        for writer in (whole, part):
+            writer.append(*rows_of([2]))
+    seconds = [json.loads(next(space.folder.glob("shard-*/meta.json")).read_text())["seconds"] for space in spaces]
+    # The inner one is sealed first.
+    assert 0.01 < seconds[1] <= 0.25 * seconds[0]

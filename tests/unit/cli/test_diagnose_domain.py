@@ -33,7 +33,8 @@ def test_a_page_and_words(files: Path, language_models: Path, capsys: pytest.Cap
     assert command("diagnose", "domain", "--checkpoint", checkpoint, *sources, "--text", "review") == 0
     printed = capsys.readouterr().out
     assert "proxy A-distance" in printed
-    assert "Domain-adaptive pretraining is" in printed
+    # A head of random weights guesses nothing.
+    assert "Whether domain-adaptive pretraining pays cannot be foretold" in printed
     page = (files / "domain.html").read_text()
     assert page.count("<svg") == 2
     assert "pieces per word" in page

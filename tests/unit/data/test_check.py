@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hftransfer.data.check import check_columns, check_groups_apart, check_labels_known, check_several_classes
 from hftransfer.errors import DataError
-from hftransfer.recipe import DataSection
+from hftransfer.recipe import DataSection, TokenClassification
 
 SECTION = DataSection()
 
@@ -116,3 +116,29 @@ def test_groups_must_stay_apart():
     with pytest.raises(DataError, match="test, row 3: a value of 'author' that train has, too"):
         check_groups_apart(first, second, "author", where="test")
     check_groups_apart(first, second.select([0, 1]), "author", where="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "message"),
+    [
+        (
+            ["a film", "b"],
+            [[{"start": 0, "end": 1, "label": None}], []],
+            r"here, row 1: the span 0 to 1 .* has no label",
+        ),
+        (
+            ["a film", "b"],
+            [[], [{"start": 0, "end": 1, "label": " "}]],
+            r"here, row 2: the span 0 to 1 .* has no label",
+        ),
+        (
+            [["film"], ["b"]],
+            [[{"start": 0, "end": 1, "label": "x"}]] * 2,
+            r"holds spans, .* but 'text' holds words",
+        ),
+    ],
+)
+def test_spans_mark_raw_text_and_say_what(text, label, message):
+    dataset = Dataset(pa.table({"text": text, "label": label}))
+    with pytest.raises(DataError, match=message):
+        check_columns(dataset, SECTION, "here", task=TokenClassification())

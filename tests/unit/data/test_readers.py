@@ -187,3 +187,18 @@ def test_types_are_followed_over_chunks(tmp_path, monkeypatch):
         read_table(path, "here")
     path = write(tmp_path, "c.csv", "text\n" + "\n".join("abcde"))
     assert read_table(path, "here").column("text").to_pylist() == list("abcde")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"text": "x", "answer_start": 1}, {"text": "y", "answer_start": 2}, {"text": ["y"], "answer_start": [1]}],
+        [[{"label": 1}], [{"label": 2}], [{"label": "PER"}]],
+    ],
+)
+def test_values_of_several_forms_are_named_with_their_row(tmp_path, rows):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"answers": row}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"train.*line 3.*another form than the rows before") as error:
+        read_table(path, f"train ({path})", None)
+    assert "parquet" not in str(error.value)

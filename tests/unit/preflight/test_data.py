@@ -116,6 +116,13 @@ def test_unbalanced_classes_are_found() -> None:
     assert only(weighed, "dominating_class").severity == "note"
 
 
+def test_a_class_that_means_no_label_is_found() -> None:
+    train = [{**row, "label": "NaN"} if at % 10 == 0 else row for at, row in enumerate(examples(200, 0))]
+    found = only(findings(train, examples(120, 1)), "unlabelled_class")
+    assert (found.severity, found.facts["classes"]) == ("warning", {"NaN": 20})
+    assert "unlabelled_class" not in codes(findings(examples(200, 0), examples(120, 1)))
+
+
 def test_absent_classes_and_blank_texts_are_found() -> None:
     test = [{**row, "label": "no"} for row in examples(30, 3)]
     test[2]["text"] = "  "

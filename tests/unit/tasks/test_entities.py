@@ -60,7 +60,7 @@ def test_which_tags_mark_entities():
 def test_spans_become_tags_of_the_words_they_touch():
     starts, ends = [0, 4, 8, 12], [3, 7, 11, 15]
     assert tag_words([("x", 8, 15), ("y", 1, 3)], starts, ends, "here") == ["B-y", "O", "B-x", "I-x"]
-    with pytest.raises(DataError, match=r"here: the span 5 to 9 \(z\) shares a word"):
+    with pytest.raises(DataError, match=r"here: the span 5 to 9 \(z\) lies in one word with another"):
         tag_words([("y", 0, 6), ("z", 5, 9)], starts, ends, "here")
 
 

@@ -96,3 +96,16 @@ def test_no_label_does_not_become_the_last_name(feature):
 def test_a_plain_column_stays_as_it_is():
     dataset = Dataset.from_dict({"label": [3, 4]}, features=Features({"label": Value("int64")}))
     assert column_names(dataset, "label") == [3, 4]
+
+
+def test_lists_are_no_single_labels_and_single_labels_no_lists():
+    with pytest.raises(DataError, match=r"test: the labels are single values"):
+        Labels("multi_label", ("a", "b")).encode([1, 0], "test")
+    with pytest.raises(DataError, match=r"test: the labels are lists"):
+        Labels("single_label", ("a", "b")).encode([["a"]], "test")
+    assert Labels("multi_label", ("a", "b")).encode([], "test").shape == (0, 2)
+
+
+def test_the_row_without_a_number_is_named():
+    with pytest.raises(DataError, match=r"test: the label 'n/a' of row 3 is not a number"):
+        Labels("regression", ()).encode(["1.5", "2", "n/a", "3"], "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -188,3 +189,26 @@ def test_a_question_of_characters_with_several_tokens_is_cut_to_half():
     assert max(firsts) <= 32
     assert min(firsts) == len("what")
     assert set(found.example_N) == {0, 1, 2}
+
+
+def test_answers_that_are_longer_than_any_that_is_given_are_out_of_sight():
+    long = " ".join(WORDS[:40])
+    rows = {"text": ["what"], "context": [f"{long} end"], "label": [{"text": [long], "answer_start": [0]}]}
+    _, features = a_task(rows)
+    assert (features.gold_labels, features.lost_labels) == (1, 1)
+    rows["label"] = [{"text": [" ".join(WORDS[:30])], "answer_start": [0]}]
+    _, features = a_task(rows)
+    assert (features.gold_labels, features.lost_labels) == (1, 0)
+
+
+def test_a_space_that_a_token_holds_is_no_part_of_an_answer():
+    task, features = a_task()
+    windows = features.extra["windows"]
+    # As the tokens of sentencepiece: each begins with the space before it.
+    starts_S = np.where(windows.starts_S > 0, windows.starts_S - 1, 0)
+    spaced = replace(features, extra={**features.extra, "windows": replace(windows, starts_S=starts_S)})
+    plain, found = (task.decode(right_logits(features), one) for one in (features, spaced))
+    assert [(one["prediction"], one["start"], one["end"]) for one in found] == [
+        (one["prediction"], one["start"], one["end"]) for one in plain
+    ]
+    assert found[0]["prediction"] == "great"

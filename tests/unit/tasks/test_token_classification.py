@@ -14,6 +14,7 @@ from hftransfer.recipe import DataSection, TokenClassification
 from hftransfer.report.outcomes import Outcomes
 from hftransfer.tasks.base import IGNORED
 from hftransfer.tasks.token_classification import TokenClassificationTask
+from hftransfer.tasks.words import raw_text
 from hftransfer.training import evaluate
 from tests.tiny_models import WORDS, tiny_model, tiny_tokenizer
 
@@ -192,3 +193,44 @@ def test_counts_for_intervals_hold_kinds_that_train_lacks(tags):
     for name in compared:
         assert kept.statistic(name).value() == pytest.approx(scores[name]), name
     assert min(scores[name] for name in compared) < 1.0
+
+
+def test_signs_that_no_space_divides_are_words_of_their_own():
+    assert raw_text("\u6211\u5728\u5317\u4eac, 3km \u30a2").words == [
+        "\u6211",
+        "\u5728",
+        "\u5317",
+        "\u4eac",
+        ",",
+        "3km",
+        "\u30a2",
+    ]
+    texts = ["\u6211\u5728\u5317\u4eac\u89c1\u4e86\u674e\u660e", "a dog"]
+    spans = [[{"start": 2, "end": 4, "label": "place"}, {"start": 6, "end": 8, "label": "person"}], []]
+    _, features = a_task(texts, spans)
+    golds = features.extra["golds"][0]
+    assert golds == ["O", "O", "B-place", "I-place", "O", "O", "B-person", "I-person"]
+
+
+def test_marks_belong_to_their_letters():
+    assert raw_text("Mu\u0308ller Donau\u00addampf \u2764\ufe0f").words[:2] == ["Mu\u0308ller", "Donau\u00addampf"]
+
+
+def test_white_space_at_the_edges_of_a_span_is_left_out():
+    texts = ["We saw the film, it was great.", "a dog"]
+    spans = [[{"start": 6, "end": 16, "label": "work"}, {"start": 23, "end": 30, "label": "praise"}], []]
+    spans[0][0]["end"] = 15
+    _, features = a_task(texts, spans)
+    assert features.extra["spans"][0] == [("work", 7, 15), ("praise", 24, 30)]
+    with pytest.raises(DataError, match=r"row 2: the span 1 to 2 \(x\) is blank"):
+        a_task(texts, [[], [{"start": 1, "end": 2, "label": "x"}]])
+
+
+def test_spans_that_no_words_make_up_are_out_of_sight():
+    texts = ["We saw the film, it was great.", "a dog"]
+    spans = [[{"start": 7, "end": 14, "label": "work"}, {"start": 24, "end": 29, "label": "praise"}], []]
+    _, features = a_task(texts, spans)
+    assert (features.gold_labels, features.lost_labels) == (2, 1)
+    inside = [[{"start": 11, "end": 13, "label": "work"}, {"start": 13, "end": 15, "label": "work"}], []]
+    with pytest.raises(DataError, match="lies in one word with another"):
+        a_task(texts, inside)

@@ -93,7 +93,7 @@ def test_a_stock_pipeline_at_a_half_decides_as_the_thresholds_do(checkpoints: Pa
     assert (decided != (before >= 0)).any()
     found, _ = calibration.calibrate(recipe, model, task, before, features)
     assert found.shifts_C is not None
-    assert task.saved_config() == {"label_thresholds": dict.fromkeys("abc", 0.5)}
+    assert task.saved_config()["label_thresholds"] == dict.fromkeys("abc", 0.5)
     loaded.model.save_pretrained(tmp_path)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     inputs = loaded.tokenizer(TEXTS, padding=True, return_tensors="pt")

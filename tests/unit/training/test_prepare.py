@@ -7,13 +7,19 @@ import pytest
 from datasets import Dataset
 
 from hftransfer import Recipe
-from hftransfer.errors import TrainingError
+from hftransfer.errors import DataError, TrainingError
 from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.registry import build_task
 from hftransfer.tasks.text_classification import TextClassificationTask
 from hftransfer.training.defaults import resolve
-from hftransfer.training.prepare import derive_max_length, derive_schedule, explain_max_length, load_pretrained
+from hftransfer.training.prepare import (
+    derive_max_length,
+    derive_schedule,
+    explain_max_length,
+    load_data,
+    load_pretrained,
+)
 from tests.tiny_models import write_tiny_checkpoint
 
 
@@ -81,3 +87,18 @@ def test_an_epoch_is_evaluated_where_epochs_are_the_usual_ones(examples: int, pr
 def test_evaluations_that_were_asked_for_stay() -> None:
     recipe, origins = resolve(Recipe(checkpoint="x", evaluation={"every": 7}))
     assert derive_schedule(recipe, origins, 20, num_processes=1).evaluation.every == 7
+
+
+def test_files_of_the_recipe_are_read_for_what_is_not_passed(tmp_path: Path) -> None:
+    for name in ("validation", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\nof {name},a\nmore {name},b\n", encoding="utf-8")
+    data = {name: str(tmp_path / f"{name}.csv") for name in ("validation", "test")}
+    recipe = Recipe(checkpoint="c", data=data)
+    rows = [{"text": f"row {number}", "label": "ab"[number % 2]} for number in range(20)]
+    found = load_data(recipe, rows, None, [{"text": "passed", "label": "a"}])
+    assert len(found.train) == 20
+    assert found.validation["text"][:] == ["of validation", "more validation"]
+    assert found.test is not None
+    assert found.test["text"][:] == ["passed"]
+    with pytest.raises(DataError, match=r"data\.validation"):
+        load_data(Recipe(checkpoint="c", data={"validation": str(tmp_path / "absent.csv")}), rows, None, None)
