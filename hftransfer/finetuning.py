@@ -120,7 +120,7 @@ def prepare_all(
         UserError: If recipe, data and checkpoint do not fit together.
     """
     if recipe.resume != "never" and recipe.output_dir is None:
-        raise RecipeError("which run?", where="resume", fix="name its folder with --output_dir")
+        raise RecipeError("no run is named", where="resume", fix="name its folder with --output_dir")
     # The recipe: fill in what it leaves open.
     verdicts: tuple[Verdict, ...] = ()
     if recipe.strategy.type == "auto":

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_the_run_would_replace_is_refused(tmp_path: Path) -> N
 
 
 def test_which_run_goes_on_must_be_said() -> None:
-    with pytest.raises(RecipeError, match=r"resume: which run\?.*--output_dir"):
+    with pytest.raises(RecipeError, match=r"resume: no run is named.*--output_dir"):
         finetune(Recipe(checkpoint="m", resume="auto"))
 
 
