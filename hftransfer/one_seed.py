@@ -19,6 +19,7 @@ from hftransfer.results import Data, Results
 from hftransfer.run import Run, create_run
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Predictions, Task
+from hftransfer.terminal import console
 from hftransfer.training import drift, prepare, summary
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.carbon import NAME, measured_carbon
@@ -90,7 +91,7 @@ class Prepared:
 
     def say(self, *lines: Any) -> None:
         """Print on the main process."""
-        summary.console(self.accelerator.is_main_process).print(*lines, sep="\n")
+        console(writes=self.accelerator.is_main_process).print(*lines, sep="\n")
 
 
 def of_seed(recipe: Recipe, seed: int) -> Recipe:

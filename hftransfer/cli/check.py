@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from hftransfer.cli.recipes import check_name
 from hftransfer.cli.yaml_config import RecipeConfig
 from hftransfer.recipe import Recipe
+from hftransfer.terminal import console
 
 
 def check(
@@ -39,11 +40,10 @@ def check(
     check_inputs(recipe)
     from hftransfer.finetuning import check as check_recipe
     from hftransfer.run_files import plain_numbers
-    from hftransfer.training.summary import console
 
     report = check_recipe(recipe, origins=RecipeConfig.origins)
     if json:
         print(json_module.dumps(plain_numbers(report.as_data()), indent=1))
     else:
-        console(True).print(report.table("error", "warning", "note"))
+        console().print(report.table("error", "warning", "note"))
     report.refuse(strict=strict or recipe.preflight == "strict")

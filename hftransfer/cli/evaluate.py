@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from hftransfer.recipe import DataSection
 from hftransfer.safety.files import check_output_file
+from hftransfer.terminal import console
 
 NO_DATA = DataSection()
 
@@ -40,4 +41,4 @@ def evaluate(
     scores = inference.evaluate(model, data, batch_size=batch_size, base=base)
     if output is not None:
         write_json(output, scores)
-    summary.console(True).print(summary.score_table({"test": scores}))
+    console().print(summary.score_table({"test": scores}))

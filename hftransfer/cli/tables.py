@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from hftransfer.terminal import console
 
 if TYPE_CHECKING:
     from hftransfer.verdicts import Verdict
@@ -19,10 +20,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
         table.add_column(name, justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # Labels and paths may hold what looks like markup.
-    found = Console(highlight=False, markup=False, emoji=False)
-    # Not cut short in a log file.
-    (found if found.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)).print(table)
+    console().print(table)
 
 
 def print_verdict(verdict: Verdict) -> None:

@@ -100,18 +100,17 @@ class Seq2SeqTask(GenerationTask):
         columns, prompt = self.columns(dataset), self.prompt or ""
         texts = [fill_prompt(self.prompt, *one) for one in columns]
         lost_N = np.zeros(len(texts), np.int64)
-        if PAIR not in prompt and (TEXT not in prompt or prompt.endswith(TEXT)):
+        if not texts or (PAIR not in prompt and (TEXT not in prompt or prompt.endswith(TEXT))):
             return texts, lost_N
 
         def encode(one: Columns) -> list[int]:
             return list(self.tokenizer(fill_prompt(prompt, *one), verbose=False)["input_ids"])
 
-        for row, one in enumerate(columns):
-            whole = len(encode(one))
-            if whole > max_length:
-                fitted = self.fitted(one, encode, max_length, keeps_end=False)
-                texts[row] = fill_prompt(prompt, *fitted)
-                lost_N[row] = whole - len(encode(fitted))
+        lengths_N = np.fromiter(map(len, self.tokenizer(texts, verbose=False)["input_ids"]), np.int64, len(texts))
+        for row in np.flatnonzero(lengths_N > max_length).tolist():
+            fitted = self.fitted(columns[row], encode, max_length, keeps_end=False)
+            texts[row] = fill_prompt(prompt, *fitted)
+            lost_N[row] = lengths_N[row] - len(encode(fitted))
         return texts, lost_N
 
     def collate(self, features: Features, rows: NDArray[np.int64], seed: int | None = None) -> dict[str, torch.Tensor]:

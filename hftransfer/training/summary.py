@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from hftransfer.recipe import Recipe
@@ -123,14 +122,6 @@ def seed_table(seeds: Mapping[str, Any], metric: str) -> Table:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def console(main_process: bool) -> Console:
-    """A console that writes on the main process alone, and does not cut tables short in a log file."""
-    # Prompts, labels and paths may hold what looks like markup.
-    plain: dict[str, Any] = {"quiet": not main_process, "highlight": False, "markup": False, "emoji": False}
-    found = Console(**plain)
-    return found if found.is_terminal else Console(**plain, width=120)
 
 
 def _show(value: Any) -> str:

@@ -63,7 +63,7 @@ def test_texts_may_be_a_series(single: Run) -> None:
         predict(single, ["a", ["b", "c"]])
 
 
-def test_what_cannot_be_written_is_said_before_anything_is_loaded(
+def test_what_cannot_be_written_is_said_and_leaves_nothing(
     single: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.csv").write_text("text,prediction\na film,x\n")

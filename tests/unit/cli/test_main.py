@@ -12,6 +12,7 @@ import hftransfer
 from hftransfer.cli.main import guarded, main
 from hftransfer.cli.tables import print_table
 from hftransfer.errors import DataError
+from hftransfer.terminal import console
 from hftransfer.training import summary
 
 HEAVY = "{'torch', 'transformers', 'datasets', 'peft', 'accelerate', 'pandas', 'sklearn'}"
@@ -125,7 +126,7 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("a [/b]", ["label", "score"], [["[/INST]", ":smile: [neg]"]])
-    summary.console(True).print(summary.score_table({"test": {"f1/[/x]": 0.5, "f1/[neg]": 0.25}}))
+    console().print(summary.score_table({"test": {"f1/[/x]": 0.5, "f1/[neg]": 0.25}}))
     shown = capsys.readouterr().out
     for text in ("a [/b]", "[/INST]", ":smile: [neg]", "f1/[/x]", "f1/[neg]"):
         assert text in shown
