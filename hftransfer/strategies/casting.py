@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hftransfer.strategies.freezing import ANATOMY, transformers_model
+from hftransfer.strategies.packing import packed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,7 +85,8 @@ def frozen_weights_cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator
                 setattr(parameter, ORIGINAL, parameter.data)
                 parameter.data = parameter.data.to(dtype)
     try:
-        yield len(modules)
+        with packed(modules):
+            yield len(modules)
     finally:
         for parameter, data in originals.values():
             parameter.data = data
