@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Features, Predictions, Task
 from hftransfer.tasks.registry import settings_of_model, task_of_model
 from hftransfer.training import evaluate as evaluation
+from hftransfer.training.prepare import describe_truncation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +89,12 @@ def predict(
 
 
 def evaluate(
-    model: str | os.PathLike[str], data: DataSection, *, batch_size: int = 256, base: str | None = None
+    model: str | os.PathLike[str],
+    data: DataSection,
+    *,
+    batch_size: int = 256,
+    base: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Scores of a trained model on `data.test`.
 
@@ -96,6 +103,7 @@ def evaluate(
         data: The file and its columns.
         batch_size: Most rows per batch.
         base: As in `predict`.
+        say: Is told what the model's longest input cuts off, if anything.
 
     Raises:
         DataError: If the data cannot be read or have labels that the model does not know.
@@ -108,6 +116,9 @@ def evaluate(
     trained = TrainedModel.load(model, data, base)
     dataset = load_file(data.test, where="data.test", section=data, labelled=True, task=trained.settings)
     features = trained.encode(dataset)
+    if say is not None:
+        for line in describe_truncation({"test": features}, trained.max_length):
+            say(line)
     return trained.task.score(trained.run(features, batch_size), features)
 
 
@@ -204,7 +215,7 @@ class TrainedModel:
 
     def encode(self, dataset: Dataset) -> Features:
         """Tokenize examples as in the training."""
-        return self.task.encode(dataset, self.loaded.tokenizer, self._max_length())
+        return self.task.encode(dataset, self.loaded.tokenizer, self.max_length)
 
     def run(self, features: Features, batch_size: int) -> Predictions:
         """The model's predictions by row."""
@@ -217,7 +228,8 @@ class TrainedModel:
         features = self.encode(dataset)
         return self.task.decode(self.run(features, batch_size), features)
 
-    def _max_length(self) -> int:
+    @property
+    def max_length(self) -> int:
         """The longest input that the training allowed, else the model's limit."""
         trained = getattr(self.loaded.model.config, "hftransfer_max_length", None)
         base = transformers_model(self.loaded.model)

@@ -1,13 +1,15 @@
 """Signals that ask a run to end: SIGTERM and SIGINT, and SIGUSR1, which schedulers send ahead of time.
 
 The first one asks: where nothing can be lost the run ends at once, elsewhere it goes on to a place where it can be
-saved. A second one ends the process. Nothing here imports torch, so that a run listens before its libraries are loaded.
+saved. A second one ends the process, in a notebook the cell. Nothing here imports torch, so that a run listens before
+its libraries are loaded.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +121,9 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     now = time.monotonic()
     if _state.number is not None:
         launched = "TORCHELASTIC_RUN_ID" in os.environ
+        if number == signal.SIGINT and hasattr(sys, "ps1"):
+            # In a notebook or at a prompt the process holds more than this run.
+            raise KeyboardInterrupt
         if not launched or now - _state.since > REPEATED_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftransfer import batched_seeds, one_seed
+from hftransfer import batched_seeds, interruption, one_seed
 from hftransfer.batched_seeds import Head
 from hftransfer.data.load import Splits
 from hftransfer.errors import RecipeError, TrainingError, UserError
@@ -96,8 +96,23 @@ def sweep(base: Recipe, space: Sequence[Varied], trials: int, origins: Mapping[s
 
     Raises:
         UserError: If the sweep cannot start, or no trial came to a score.
+        Interrupted: If a signal asked it to end: the trials that have ended are kept.
     """
-    current = start(base, space, origins)
+    with interruption.watched():
+        current = start(base, space, origins)
+        try:
+            _try(current, trials)
+            return _finish(current)
+        except interruption.Interrupted:
+            # What a trial says of going on with itself alone does not go for the sweep.
+            over = f"{min(_used(current), trials)} of {trials} trials have ended and are kept"
+            raise interruption.Interrupted(
+                f"interrupted by {interruption.name()}; {over}; run the same command again to go on"
+            ) from None
+
+
+def _try(current: Sweep, trials: int) -> None:
+    """Train until so many trials have ended."""
     while (left := trials - _used(current)) > 0:
         together = min(left, HEADS_AT_ONCE) if _batched(current) else 1
         asked = [_ask(current) for _ in range(together)]
@@ -105,7 +120,6 @@ def sweep(base: Recipe, space: Sequence[Varied], trials: int, origins: Mapping[s
             continue
         for trial, values in asked:
             _run_one(current, trial, values)
-    return _finish(current)
 
 
 def start(base: Recipe, space: Sequence[Varied], origins: Mapping[str, str] | None = None) -> Sweep:

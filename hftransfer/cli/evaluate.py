@@ -38,7 +38,7 @@ def evaluate(
 
     if output is not None:
         check_output_file(output, (".json",))
-    scores = inference.evaluate(model, data, batch_size=batch_size, base=base)
+    scores = inference.evaluate(model, data, batch_size=batch_size, base=base, say=console().print)
     if output is not None:
         write_json(output, scores)
     console().print(summary.score_table({"test": scores}))

@@ -243,13 +243,20 @@ def describe_data(features: dict[str, Features], recipe: Recipe) -> list[str]:
     train = features["train"]
     mean, longest = train.lengths_N.mean(), train.lengths_N.max()
     lines = [f"Examples: {sizes}; training inputs have {mean:.0f} tokens on average, at most {longest}"]
+    assert recipe.data.max_length is not None
+    return lines + describe_truncation(features, recipe.data.max_length)
+
+
+def describe_truncation(features: Mapping[str, Features], max_length: int) -> list[str]:
+    """What max_length cuts off, a line for every split that loses something."""
+    lines = []
     for name, rows in features.items():
         if rows.truncated_rows or rows.lost_labels:
             share = rows.truncated_tokens / max(rows.truncated_tokens + rows.lengths_N.sum(), 1)
             gold = f", {rows.lost_labels:,} of {rows.gold_labels:,} labels out of sight" if rows.gold_labels else ""
             lines.append(
                 f"Truncated in {name}: {rows.truncated_rows:,} of {rows.num_examples:,} examples "
-                f"({rows.truncated_rows / rows.num_examples:.1%}) at {recipe.data.max_length} tokens, "
+                f"({rows.truncated_rows / rows.num_examples:.1%}) at {max_length} tokens, "
                 f"{share:.1%} of all tokens lost{gold}"
             )
     return lines

@@ -128,8 +128,11 @@ def test_what_is_cut_off_is_reported(checkpoints: Path, tmp_path: Path, capsys: 
     assert facts["truncated_tokens"] == sum(len(row["tokens"]) - 4 for row in long)
     assert 0 < facts["truncated_gold_labels"] < facts["gold_labels"]
     assert run.metrics["test"]["recall"] <= 1 - facts["truncated_gold_labels"] / facts["gold_labels"]
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"{facts['truncated_gold_labels']} of {facts['gold_labels']} labels out of sight" in printed
+    lost = f"{facts['truncated_gold_labels']} of {facts['gold_labels']} labels out of sight"
+    assert lost in " ".join(capsys.readouterr().out.split())
+    columns = flat(TASKS["token_classification"][1])
+    assert command("evaluate", run.folder, "--data.test", tmp_path / "rows.jsonl", *columns) == 0
+    assert lost in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

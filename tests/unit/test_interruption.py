@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,21 @@ def test_the_second_signal_ends_the_process() -> None:
             time.sleep(5)
 
     assert in_child(twice) == -signal.SIGTERM
+
+
+def test_in_a_notebook_the_second_one_ends_the_cell_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+
+    def twice(name: str) -> None:
+        with interruption.watched(), interruption.held():
+            send(name)
+            send(name)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        twice("SIGINT")
+    assert not isinstance(caught.value, Interrupted)
+    assert in_child(lambda: twice("SIGTERM")) == -signal.SIGTERM
 
 
 def test_a_launcher_may_repeat_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

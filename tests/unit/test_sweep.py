@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from hftransfer import Recipe, finetuning
 from hftransfer.errors import RecipeError
-from hftransfer.run import hub_name
+from hftransfer.interruption import Interrupted
+from hftransfer.run import Run, hub_name
 from hftransfer.sweep import start, sweep
 from hftransfer.sweep_space import Varied, parse
 from hftransfer.training.prepare import load_data
@@ -62,6 +64,29 @@ def test_heads_at_once_take_rates_in_scientific_notation(checkpoints: Path, tmp_
     run = sweep(recipe(checkpoints, tmp_path), [parse("optim.learning_rate=1e-3,1e-2")], trials=2)
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"] == 2
     assert run.recipe.optim.learning_rate in (1e-3, 1e-2)
+
+
+def test_a_sweep_that_is_interrupted_says_how_it_goes_on(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = recipe(checkpoints, tmp_path).model_dump(exclude_unset=True)
+    own = Recipe(**{**values, "strategy": {"type": "top_layers", "k": 1}, "optim": {"max_steps": 2}})
+    trained = []
+
+    def one_then_a_signal(*given: object, **more: object) -> Run:
+        if trained:
+            signal.raise_signal(signal.SIGTERM)
+        trained.append(finetuning.finetune(*given, **more))
+        return trained[-1]
+
+    monkeypatch.setattr("hftransfer.sweep.finetune", one_then_a_signal)
+    with pytest.raises(Interrupted) as caught:
+        sweep(own, [RATES], trials=3)
+    assert "SIGTERM; 1 of 3 trials have ended and are kept; run the same command again" in str(caught.value)
+    trained.clear()
+    monkeypatch.setattr("hftransfer.sweep.finetune", finetuning.finetune)
+    sweep(own, [RATES], trials=3)
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"] == 3
 
 
 @pytest.mark.parametrize(
