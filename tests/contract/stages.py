@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -23,9 +23,12 @@ def train_all_stages(
     loaded: LoadedModel,
     loss_of: Callable[[Any], torch.Tensor],
     without_gradient: tuple[str, ...] = (),
+    objectives: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> set[str]:
     """Two steps in every stage, in which exactly what is meant to learn changes; the names of what learned at all.
 
+    A stage whose objective is not the task's is trained by that of `objectives`, if there are any: a loss, or what fits
+    the head in one step.
     Parameters with one of the endings `without_gradient` need not change: what shifts all scores of a softmax alike has
     a gradient of rounding noise, and now and then none at all.
     """
@@ -34,18 +37,26 @@ def train_all_stages(
         strategy.enter_stage(model, stage)
         learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        optimizer = torch.optim.AdamW(strategy.param_groups(model, 1e-2))
-        for _ in range(2):
-            model.train()
-            loss = loss_of(model)
-            assert torch.isfinite(loss)
-            loss.backward()
-            for name, parameter in model.named_parameters():
-                assert parameter.requires_grad or parameter.grad is None, name
-            optimizer.step()
-            optimizer.zero_grad()
+        objective = (objectives or {}).get(stage.objective, loss_of)
+        if objectives and stage.objective == "fit":
+            objective(model)
+        else:
+            _two_steps(strategy, model, objective)
         changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
         assert changed <= learns, (stage, changed - learns)
         assert {name for name in learns - changed if not name.endswith(without_gradient)} == set(), stage
         learned |= learns
     return learned
+
+
+def _two_steps(strategy: Any, model: Any, loss_of: Callable[[Any], torch.Tensor]) -> None:
+    optimizer = torch.optim.AdamW(strategy.param_groups(model, 1e-2))
+    for _ in range(2):
+        model.train()
+        loss = loss_of(model)
+        assert torch.isfinite(loss)
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad or parameter.grad is None, name
+        optimizer.step()
+        optimizer.zero_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from datasets import Dataset
 
 from hftransfer import make_strategy
@@ -22,6 +23,8 @@ from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.base import Task
 from hftransfer.tasks.registry import TASKS, build_task, saved_settings
+from hftransfer.training.contrastive import PairInputs, PairLoss
+from hftransfer.training.head_fit import fit_head
 from scripts.write_task_matrix import PAGE, SETTINGS, SHOWN, has_head, page_text, refusal
 from tests.contract.stages import copied, train_all_stages
 from tests.tiny_models import FAMILIES
@@ -115,8 +118,16 @@ def test_strategy_trains_task_on_family(
     torch.manual_seed(0)
     model: Any = strategy.apply(loaded.model, loaded.anatomy)
     idle = ("key.bias", "key_proj.bias", *WITHOUT_GRADIENT.get(name, ()))
+
+    def pair_inputs(model: Any) -> PairInputs:
+        return PairInputs(task, features, Accelerator(), model)
+
+    objectives = {
+        "pairs": lambda model: PairLoss().loss(pair_inputs(model).run(model, batch), batch),
+        "fit": lambda model: fit_head(model, task, features, len(task.config_overrides()["id2label"])),
+    }
     learned = train_all_stages(
-        strategy, model, loaded, lambda model: task.loss(model(**model_inputs(batch)), batch), idle
+        strategy, model, loaded, lambda model: task.loss(model(**model_inputs(batch)), batch), idle, objectives
     )
     plain = {key.removeprefix("base_model.model.").replace("modules_to_save.default.", "") for key in learned}
     assert set(loaded.anatomy.head_parameters) <= plain
