@@ -25,18 +25,21 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 class PackedProduct:
-    """The product of one frozen linear layer, and the one of its gradient, whose blocks are made when first needed."""
+    """The product of one frozen linear layer, and the one of its gradient.
+
+    Blocks are made when they are first needed: what is computed once and kept runs no layer a second time.
+    """
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
-        """Keep the weight in blocks.
+        """Take a frozen layer's weights.
 
         Args:
             weight_OI: A weight for which `can_pack` holds.
             bias_O: The bias in the same dtype, if there is one.
         """
         self.weight_OI, self.bias_O = weight_OI, bias_O
-        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
-        self.backward_blocks: Any = None
+        self.forward_blocks: torch.Tensor | None = None
+        self.backward_blocks: torch.Tensor | None = None
 
     def __call__(self, hidden_BTI: torch.Tensor) -> torch.Tensor:
         """The layer's output for (..., I) of any dtype, as autocast computes it."""
@@ -50,13 +53,20 @@ class PackedProduct:
 
     def forward(self, hidden_BTI: torch.Tensor) -> torch.Tensor:
         """The product without a record for the gradient."""
-        return _product(hidden_BTI, self.blocks, self.bias_O)
+        if self.forward_blocks is None:
+            self.forward_blocks = _in_blocks(self.weight_OI)
+        return _product(hidden_BTI, self.forward_blocks, self.bias_O)
 
     def backward(self, gradient_BTO: torch.Tensor) -> torch.Tensor:
         """The gradient of the input, from that of the output."""
         if self.backward_blocks is None:
-            self.backward_blocks = torch.ops.mkldnn._reorder_linear_weight(self.weight_OI.t().contiguous())
+            self.backward_blocks = _in_blocks(self.weight_OI.t().contiguous())
         return _product(gradient_BTO, self.backward_blocks, None)
+
+
+def _in_blocks(weight_OI: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+    return found
 
 
 def _product(left_BTI: torch.Tensor, blocks: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

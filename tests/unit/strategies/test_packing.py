@@ -48,10 +48,12 @@ def test_output_and_gradient_are_those_of_autocast(
 
 
 @needs_bf16_kernels
-def test_no_blocks_for_a_gradient_that_nobody_asks_for() -> None:
+def test_no_blocks_for_a_product_that_nobody_asks_for() -> None:
     product = PackedProduct(frozen().weight, None)
+    assert product.forward_blocks is None
     with torch.inference_mode():
         product(torch.ones(3, 8))
+    assert product.forward_blocks is not None
     assert product.backward_blocks is None
     product(torch.ones(3, 8).requires_grad_()).sum().backward()
     assert product.backward_blocks is not None
