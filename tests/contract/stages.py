@@ -38,13 +38,16 @@ def train_all_stages(
         learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         objective = (objectives or {}).get(stage.objective, loss_of)
-        if objectives and stage.objective == "fit":
+        fits = objectives is not None and stage.objective == "fit"
+        if fits:
             objective(model)
         else:
             _two_steps(strategy, model, objective)
         changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
         assert changed <= learns, (stage, changed - learns)
-        assert {name for name in learns - changed if not name.endswith(without_gradient)} == set(), stage
+        rested = {name for name in learns - changed if not name.endswith(without_gradient)}
+        # A fit writes what the regression needs, and may leave a norm or a bias as it is.
+        assert changed if fits else not rested, stage
         learned |= learns
     return learned
 
