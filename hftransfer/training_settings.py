@@ -115,6 +115,11 @@ def optimizer_steps(train_examples: int, epochs: int, batch_size: int, batches_p
     return epochs * max(1, math.ceil(train_examples / (batch_size * batches_per_step)))
 
 
+def evaluations(steps: int, every: int) -> int:
+    """How often the validation data are scored: behind every so many optimizer steps, and at the end."""
+    return math.ceil(steps / every)
+
+
 def enough_steps(
     train_examples: int,
     epochs: int,

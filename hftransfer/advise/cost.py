@@ -205,6 +205,7 @@ class Setting:
         cached: Whether frozen blocks may be computed once and kept; see `caches`.
         cache_bytes: Of one number in the cache.
         cache_per_token: Whether states of all tokens are kept above the last block, not one vector per text.
+        evaluations: How often the validation data are scored; after every epoch when absent.
     """
 
     epochs: float
@@ -216,6 +217,7 @@ class Setting:
     cached: bool = True
     cache_bytes: int = FP32
     cache_per_token: bool = False
+    evaluations: float | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Cost:
     Attributes:
         encoding_seconds: The one pass through the frozen blocks.
         training_seconds: All optimizer steps.
-        evaluating_seconds: The validation data after every epoch.
+        evaluating_seconds: The validation data, as often as they are scored.
         memory: Bytes on each device: weights, gradients, moments, activations.
         cache_bytes: What the feature cache keeps on disk.
         operations: Of encoding, training and evaluation, on all devices together.
@@ -335,7 +337,7 @@ def estimate(
         shape: The model's.
         plans: Its stages.
         train: Training texts.
-        validation: Validation texts, scored after every epoch.
+        validation: Validation texts.
         setting: How the work is done.
         rates: Of each stage, on one device.
     """
@@ -345,6 +347,7 @@ def estimate(
     everything = train.count + validation.count
     prefix = forward_operations(shape, train, max(taps, default=0))
     operations, encoding = everything * prefix, everything * prefix / (rates[0].forward * setting.devices)
+    evaluations = setting.epochs if setting.evaluations is None else setting.evaluations
     training = evaluating = 0.0
     for plan, rate in zip(plans, rates, strict=True):
         cached = kept and plan.boundary > 1
@@ -354,7 +357,7 @@ def estimate(
         updating = plan.learned / (setting.devices if setting.sharded else 1) / rate.updates
         training += plan.share * steps * (max(computing, sending) + updating)
         blocks = shape.blocks - (plan.frozen_blocks(shape) if cached else 0)
-        scoring = plan.share * setting.epochs * validation.count * forward_operations(shape, validation, blocks)
+        scoring = plan.share * evaluations * validation.count * forward_operations(shape, validation, blocks)
         evaluating += scoring / (rate.forward * setting.devices)
         operations += plan.share * setting.epochs * train.count * per_text + scoring
     largest = max((memory(shape, train, plan, setting) for plan in plans), key=lambda parts: sum(parts.values()))

@@ -33,6 +33,7 @@ from hftransfer.caching.boundary import CannotSplitError, Replay, Tap, capture, 
 from hftransfer.data.batching import pass_tokens
 from hftransfer.strategies.casting import frozen_weights_cast
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
+from hftransfer.training_settings import evaluations, optimizer_steps
 
 if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
@@ -181,9 +182,7 @@ def predict_cost(
     batch_size = optim.per_device_train_batch_size * optim.gradient_accumulation_steps
     train = padded_texts(train_lengths, optim.per_device_train_batch_size, train_examples)
     validation = padded_texts(validation_lengths, optim.per_device_eval_batch_size)
-    epochs = float(optim.num_train_epochs or 1)
-    if optim.max_steps is not None:
-        epochs = optim.max_steps * batch_size * devices / train.count
+    epochs, scorings = _amount(recipe, strategy, train.count, batch_size * devices)
     number_bytes = 2 if precision in PRECISIONS else 4
     setting = Setting(
         epochs=epochs,
@@ -194,6 +193,7 @@ def predict_cost(
         cached=not recipe.cache.is_off and not optim.torch_compile,
         cache_bytes=state_bytes(recipe.cache.dtype, number_bytes),
         cache_per_token=not anatomy.model_class.endswith("ForSequenceClassification"),
+        evaluations=scorings,
     )
     stages = strategy.stages(anatomy)
     plans = exact_plans(plan_stages(stages, shape), strategy, model, stages)
@@ -204,6 +204,17 @@ def predict_cost(
         rates.append(measure_rates(model, shape, plan, train, setting, precision=precision, seconds=seconds))
     strategy.enter_stage(model, stages[0])
     return estimate(shape, plans, train, validation, setting, rates)
+
+
+def _amount(recipe: Recipe, strategy: Strategy, examples: int, global_batch: int) -> tuple[float, int]:
+    """Passes over the training data, and how often the validation data are scored."""
+    optim = recipe.optim
+    epochs, an_epoch = optim.num_train_epochs or 1, optimizer_steps(examples, 1, global_batch)
+    scorings = evaluations(optim.max_steps or epochs * an_epoch, recipe.evaluation.every or an_epoch)
+    if strategy.type == "contrastive":
+        # An epoch has many pairs, and there is a head to be scored only at the end.
+        epochs, scorings = epochs * 2 * strategy.settings.pairs, 1
+    return (float(epochs) if optim.max_steps is None else optim.max_steps * global_batch / examples), scorings
 
 
 def can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:

@@ -13,7 +13,7 @@ from hftransfer.errors import AnatomyError, StrategyError
 from hftransfer.one_seed import Prepared
 from hftransfer.strategies import Strategy, make_strategy
 from hftransfer.strategies.freezing import transformers_model
-from hftransfer.training.defaults import schedule_of
+from hftransfer.training.defaults import evaluations_of, schedule_of
 
 MEASURED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Models that run on a text alone; others need outputs or choices as well, which are not made up here."""
@@ -45,6 +45,8 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
     usual = padded_texts(lengths, optim.per_device_train_batch_size)
     setting = _setting(prepared, 1.0, optim.per_device_train_batch_size, precision)
     rates = measure_rates(model, shape, plan, usual, setting, precision=precision, seconds=SECONDS)
+    # Of a stream the first chunk is open: a sample of the lengths.
+    rows = len(lengths) if prepared.chunks is None else prepared.chunks.num_rows
     batches_per_step = prepared.accelerator.num_processes * optim.gradient_accumulation_steps
     found = {}
     for candidate in candidates:
@@ -54,11 +56,17 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
         except StrategyError:
             continue
         plans = plan_stages(stages, shape, adapters=_adapters(strategy, shape))
-        schedule = schedule_of(candidate.type, prepared.recipe, prepared.known, len(lengths), batches_per_step)
+        asked = (candidate.type, prepared.recipe, prepared.known, rows, batches_per_step)
+        schedule = schedule_of(*asked)
         batch = schedule["per_device_train_batch_size"]
-        setting = _setting(prepared, float(schedule["num_train_epochs"]), batch, precision)
+        # Of pairs an epoch has many.
+        passes = 2 * strategy.settings.pairs if candidate.type == "contrastive" else 1
+        epochs = float(passes * schedule["num_train_epochs"])
+        if optim.max_steps is not None:
+            epochs = optim.max_steps * batch * batches_per_step / rows
+        setting = replace(_setting(prepared, epochs, batch, precision), evaluations=evaluations_of(*asked))
         setting = replace(setting, cached=caches(plans, setting) and can_be_cut(model, plans))
-        train = padded_texts(lengths, batch)
+        train = padded_texts(lengths, batch, rows)
         validation = padded_texts(validation_lengths, optim.per_device_eval_batch_size)
         found[candidate.name] = estimate(shape, plans, train, validation, setting, [rates] * len(plans))
     return found

@@ -34,6 +34,7 @@ from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.base import Ragged
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.loop import Training
+from hftransfer.training_settings import evaluations
 
 MEMORY_WARN = 0.9
 """Share of the free memory beyond which the estimate is a warning."""
@@ -67,6 +68,8 @@ def check_cost(ready: Assembled, probes: Sequence[Probe], *, timed: bool) -> lis
 def _setting(training: Training) -> Setting:
     optim, accelerator = training.recipe.optim, training.accelerator
     number_bytes = 2 if accelerator.mixed_precision in PRECISIONS else FP32
+    pairs = any(current.stage.objective == "pairs" for current in training.stages)
+    every = training.recipe.evaluation.every or training.batches.per_epoch
     return Setting(
         epochs=training.total_steps / training.batches.per_epoch,
         batch_size=optim.per_device_train_batch_size,
@@ -76,6 +79,8 @@ def _setting(training: Training) -> Setting:
         cached=not training.recipe.cache.is_off and not training.task.random_inputs and not optim.torch_compile,
         cache_bytes=state_bytes(training.recipe.cache.dtype, number_bytes),
         cache_per_token=not training.anatomy.model_class.endswith("ForSequenceClassification"),
+        # As long as pairs are learned from there is no head to be scored.
+        evaluations=1 if pairs else evaluations(training.total_steps, every),
     )
 
 

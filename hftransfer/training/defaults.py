@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
-from hftransfer.training_settings import USUAL_BATCH, enough_steps
+from hftransfer.training_settings import USUAL_BATCH, enough_steps, evaluations, optimizer_steps
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def schedule_of(
         `num_train_epochs` and `per_device_train_batch_size`.
     """
     optim = recipe.optim
-    epochs_open = origins["optim.num_train_epochs"].startswith(("default of", "derived"))
+    epochs_open = _epochs_open(origins)
     batch_open = origins["optim.per_device_train_batch_size"].startswith(("default", "derived"))
     epochs = STRATEGY_DEFAULTS[strategy].num_train_epochs if epochs_open else optim.num_train_epochs
     assert epochs is not None
@@ -127,6 +128,42 @@ def schedule_of(
         kept = not batch_open
         found |= enough_steps(train_examples, epochs, batch, batches_per_step=batches_per_step, keep_batch=kept)
     return found
+
+
+def _epochs_open(origins: Mapping[str, str]) -> bool:
+    """Whether the number of epochs is the strategy's, not the user's."""
+    return origins["optim.num_train_epochs"].startswith(("default of", "derived"))
+
+
+def evaluated_every(
+    strategy: str, recipe: Recipe, origins: Mapping[str, str], train_examples: int, batches_per_step: int = 1
+) -> int | None:
+    """Optimizer steps between evaluations; None: those of an epoch. See `schedule_of` for the arguments.
+
+    What was given stays. Where few examples need more epochs than usual, there are as many evaluations as usual.
+    """
+    every = recipe.evaluation.every
+    if every is not None and not origins["evaluation.every"].startswith("derived"):
+        return every
+    usual = STRATEGY_DEFAULTS[strategy].num_train_epochs
+    found = schedule_of(strategy, recipe, origins, train_examples, batches_per_step)
+    epochs, batch = found["num_train_epochs"], found["per_device_train_batch_size"]
+    if epochs == usual or not _epochs_open(origins):
+        return None
+    return math.ceil(optimizer_steps(train_examples, epochs, batch, batches_per_step) / usual)
+
+
+def evaluations_of(
+    strategy: str, recipe: Recipe, origins: Mapping[str, str], train_examples: int, batches_per_step: int = 1
+) -> int:
+    """How often a training scores its validation data; see `schedule_of` for the arguments."""
+    if strategy in FIXED_SCHEDULES:
+        return 1  # there is a head only at the end
+    found = schedule_of(strategy, recipe, origins, train_examples, batches_per_step)
+    batch = found["per_device_train_batch_size"]
+    an_epoch = optimizer_steps(train_examples, 1, batch, batches_per_step)
+    every = evaluated_every(strategy, recipe, origins, train_examples, batches_per_step) or an_epoch
+    return evaluations(recipe.optim.max_steps or found["num_train_epochs"] * an_epoch, every)
 
 
 def check_retain(recipe: Recipe) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,8 @@ from hftransfer.recipe import Recipe
 from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import did_you_mean
-from hftransfer.training.defaults import STRATEGY_DEFAULTS, Origins, derive, schedule_of
+from hftransfer.training.defaults import Origins, derive, evaluated_every, schedule_of
 from hftransfer.training.streaming import Chunks
-from hftransfer.training_settings import optimizer_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -199,16 +197,14 @@ def derive_schedule(recipe: Recipe, origins: Origins, train_examples: int, num_p
         num_processes: Of the training.
     """
     per_step = num_processes * recipe.optim.gradient_accumulation_steps
-    found = schedule_of(recipe.strategy.type, recipe, origins, train_examples, per_step)
+    asked = (recipe.strategy.type, recipe, origins, train_examples, per_step)
+    found, every = schedule_of(*asked), evaluated_every(*asked)
     usual = recipe.optim
     for name, value in found.items():
         if value != getattr(usual, name):
             reason = f"{train_examples:,} examples would make few steps (docs/strategies.md)"
             recipe = derive(recipe, origins, "optim", name, value, reason)
-    epochs, batch = found["num_train_epochs"], found["per_device_train_batch_size"]
-    if epochs != usual.num_train_epochs and recipe.evaluation.every is None:
-        steps = optimizer_steps(train_examples, epochs, batch, per_step)
-        every = math.ceil(steps / STRATEGY_DEFAULTS[recipe.strategy.type].num_train_epochs)
+    if every is not None and every != recipe.evaluation.every:
         return derive(recipe, origins, "evaluation", "every", every, "as often as with the usual number of epochs")
     return recipe
 

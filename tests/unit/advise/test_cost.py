@@ -151,6 +151,17 @@ def test_what_makes_a_training_cheaper_and_what_does_not():
     assert estimate(stages).memory_bytes == estimate([Plan(4, 1.0, 900)]).memory_bytes
 
 
+def test_validation_data_are_scored_as_often_as_is_said():
+    full = Plan(0, 1.0, 4300)
+    each = 100 * cost.forward_operations(SHAPE, VALIDATION, 4) / 1e6
+    assert estimate([full], epochs=50).evaluating_seconds == pytest.approx(50 * each)
+    few = estimate([full], epochs=50, evaluations=5)
+    assert few.evaluating_seconds == pytest.approx(5 * each)
+    assert few.training_seconds == estimate([full], epochs=50).training_seconds
+    stages = [Plan(0, 1.0, 4300), Plan(5, 0.0, 100)]
+    assert estimate(stages, epochs=20, evaluations=1).evaluating_seconds == pytest.approx(each)
+
+
 def test_the_cache_needs_a_second_pass():
     top = Plan(4, 1.0, 900)
     assert estimate([top], epochs=1).encoding_seconds == estimate([top], epochs=1).cache_bytes == 0

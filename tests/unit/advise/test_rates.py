@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from hftransfer.advise import rates
+from hftransfer.advise.cost import Rates
 from hftransfer.advise.rates import predict_cost, state_bytes
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import build_strategy
@@ -59,6 +61,37 @@ def test_more_examples_and_more_devices():
     many, _ = predict("full_fine_tuning", train_examples=10**9)
     assert many.training_seconds > 1e5
     assert many.operations > 1e12
+
+
+def predicted(monkeypatch, strategy, optim, evaluation):
+    """The cost at rates that are the same whatever is measured."""
+    monkeypatch.setattr(rates, "measure_rates", lambda *args, **options: Rates(1e9, 1e9, 1e9))
+    recipe = Recipe(checkpoint="x", strategy=strategy, optim=optim, evaluation=evaluation)
+    built = build_strategy(recipe.strategy)
+    return predict_cost(recipe, built, built.apply(tiny_classifier("bert")), LENGTHS, LENGTHS[:8])
+
+
+def test_evaluations_are_those_of_the_recipe(monkeypatch):
+    def seconds(optim, **evaluation):
+        optim = {"per_device_train_batch_size": 4, **optim}
+        return predicted(monkeypatch, "full_fine_tuning", optim, evaluation).evaluating_seconds
+
+    # 40 examples: 10 steps an epoch.
+    once = seconds({"num_train_epochs": 1})
+    assert seconds({"num_train_epochs": 4}) == pytest.approx(4 * once)
+    assert seconds({"num_train_epochs": 4}, every=20) == pytest.approx(2 * once)
+    assert seconds({"num_train_epochs": 4}, every=15) == pytest.approx(3 * once), "and once at the end"
+    assert seconds({"num_train_epochs": 4, "max_steps": 3}) == pytest.approx(once)
+
+
+def test_pairs_are_counted_and_scored_at_the_end(monkeypatch):
+    optim = {"num_train_epochs": 1}
+    full = predicted(monkeypatch, "full_fine_tuning", optim, {})
+    pairs = predicted(monkeypatch, {"type": "contrastive", "pairs": 3}, optim, {})
+    assert pairs.training_seconds == pytest.approx(6 * full.training_seconds, rel=0.05)
+    assert pairs.evaluating_seconds == pytest.approx(full.evaluating_seconds)
+    short = predicted(monkeypatch, {"type": "contrastive", "pairs": 3}, {**optim, "max_steps": 1}, {})
+    assert short.training_seconds < full.training_seconds
 
 
 @pytest.mark.parametrize(

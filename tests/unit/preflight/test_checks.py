@@ -13,6 +13,7 @@ import torch
 from hftransfer import Recipe, check, finetune
 from hftransfer.errors import TrainingError
 from hftransfer.finetuning import assemble
+from hftransfer.preflight import estimate as estimating
 from hftransfer.preflight.checks import preflight
 from hftransfer.preflight.findings import Report
 from hftransfer.strategies.full_fine_tuning import FullFineTuning
@@ -110,6 +111,25 @@ def test_a_streamed_training_is_checked_by_its_first_chunk(recipe: Make, tmp_pat
     report = check(streamed)
     assert report.of("error") == []
     assert {"learns_a_batch", "memory", "time"} <= set(severities(report))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "evaluation", "expected"),
+    [
+        # 40 examples need 60 epochs, of which every twelfth is scored; pairs have a head at the end alone.
+        ("full_fine_tuning", {}, 5),
+        ("full_fine_tuning", {"every": 50}, 6),
+        ({"type": "contrastive", "pairs": 2}, {}, 1),
+    ],
+)
+def test_the_time_has_the_evaluations_that_the_training_makes(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, strategy: Any, evaluation: dict[str, Any], expected: int
+) -> None:
+    seen: list[Any] = []
+    true_estimate = estimating.estimate
+    monkeypatch.setattr(estimating, "estimate", lambda *args: seen.append(args[4]) or true_estimate(*args))
+    check(recipe(strategy=strategy, evaluation=evaluation))
+    assert [setting.evaluations for setting in seen] == [expected]
 
 
 def test_what_is_cut_off_is_found(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hftransfer.recipe import Recipe
 from hftransfer.strategy_settings import StrategySettings
-from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, flatten, resolve, schedule_of
+from hftransfer.training.defaults import STRATEGY_DEFAULTS, derive, evaluations_of, flatten, resolve, schedule_of
 from hftransfer.training_settings import OptimSection
 
 # A section may serve several strategies.
@@ -96,3 +96,20 @@ def test_another_strategy_takes_its_own_epochs_where_none_were_given():
     assert schedule_of("feature_extraction", recipe, origins, 5000)["num_train_epochs"] == 10
     recipe, origins = resolve(Recipe(checkpoint="x", optim={"num_train_epochs": 2}))
     assert schedule_of("feature_extraction", recipe, origins, 5000)["num_train_epochs"] == 2
+
+
+def test_evaluations_are_counted_for_another_strategy_than_the_recipes():
+    def count(strategy, examples, optim=None, evaluation=None, **origins):
+        recipe, known = resolve(Recipe(checkpoint="x", optim=optim or {}, evaluation=evaluation or {}))
+        return evaluations_of(strategy, recipe, {**known, **origins}, examples)
+
+    assert count("full_fine_tuning", 5000) == 5
+    assert count("full_fine_tuning", 45) == 5, "not one for each of 50 epochs"
+    assert count("feature_extraction", 45) == 10
+    assert count("contrastive", 45) == 1
+    assert count("full_fine_tuning", 5000, {"max_steps": 50}) == 1
+    assert count("full_fine_tuning", 5000, {"num_train_epochs": 2}) == 2
+    assert count("full_fine_tuning", 5000, {"num_train_epochs": 2}, {"every": 100}) == 4
+    # What was derived for the recipe's own strategy says nothing of another one.
+    derived = {"evaluation.every": "derived: as often as with the usual number of epochs"}
+    assert count("feature_extraction", 5000, evaluation={"every": 3}, **derived) == 10
