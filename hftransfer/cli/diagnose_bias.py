@@ -39,8 +39,8 @@ def bias(
         groups: Columns with groups, joined by commas; `data.sensitive` of the run when absent.
         positive: The labels that count as a positive decision, joined by commas; the second of two, else the rarest.
         terms: Identity terms: builtin, or a file that extends or replaces them.
-        cases: A functional suite: a file with text, label, functionality and target.
-        positive_case: The label of cases that should be flagged, where it is none of the model's.
+        cases: A functional suite: a file with text, label, functionality and target, or HateCheck's as published.
+        positive_case: The label of cases that should be flagged, where it is none of the model's; hateful of HateCheck.
         output: HTML page for the verdict.
         json: Print the verdict as JSON.
         batch_size: Most rows per batch.

@@ -1,7 +1,8 @@
 """Functional suites: cases with a known answer, each for one ability.
 
-HateCheck (Roettger et al. 2021, arXiv:2012.15606) is one, and its format is ours: a csv or other data file with the
-columns text and label, and, where there are, functionality and target.
+A suite is a csv or other data file with the columns text and label, and, where there are, functionality and target.
+HateCheck (Roettger et al. 2021, arXiv:2012.15606) is one; its file, as published, has other names for these columns,
+which are read as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from hftransfer.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FUNCTIONALITY, TARGET = "functionality", "target"
+TEXT, LABEL, FUNCTIONALITY, TARGET = "text", "label", "functionality", "target"
+HATECHECK = {TEXT: "test_case", LABEL: "label_gold", TARGET: "target_ident"}
+"""What the published HateCheck calls these columns."""
+HATEFUL = "hateful"
+"""Its label of the cases that should be flagged; the others are "non-hateful"."""
 FAILS_BELOW = 0.5
 """A functionality with less than this share right, for certain, is failed."""
 
@@ -94,7 +99,8 @@ def load_cases(path: str, positive: Sequence[str], positive_case: str | None, *,
     Args:
         path: The file.
         positive: The model's positive labels.
-        positive_case: The cases' label that should be flagged; needed where they have other labels than the model.
+        positive_case: The cases' label that should be flagged; needed where they have other labels than the model, and
+            are not HateCheck's as published.
         where: What the path was given as.
 
     Raises:
@@ -102,12 +108,15 @@ def load_cases(path: str, positive: Sequence[str], positive_case: str | None, *,
     """
     dataset = load_file(path, where=where)
     place = f"{where} ({path})"
-    check_present(dataset.column_names, ("text", "label"), place)
-    texts, labels = dataset["text"][:], [str(label) for label in dataset["label"][:]]
+    text, label = _column(dataset, TEXT), _column(dataset, LABEL)
+    check_present(dataset.column_names, (text, label), place)
+    texts, labels = dataset[text][:], [str(value) for value in dataset[label][:]]
     blank = next((row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
     if blank is not None or not texts:
         raise DataError("no text" if texts else "no cases", where=f"{place}, row {(blank or 0) + 1}", fix="remove it")
     wanted = {positive_case} if positive_case is not None else set(positive)
+    if positive_case is None and label == HATECHECK[LABEL] and not wanted & set(labels):
+        wanted = {HATEFUL}
     if not wanted & set(labels):
         shown = ", ".join(map(repr, sorted(set(labels))[:5]))
         raise DataError(
@@ -117,13 +126,20 @@ def load_cases(path: str, positive: Sequence[str], positive_case: str | None, *,
         )
     return Cases(
         texts,
-        np.asarray([label in wanted for label in labels]),
+        np.asarray([value in wanted for value in labels]),
         _named(dataset, FUNCTIONALITY),
         _named(dataset, TARGET),
     )
 
 
-def _named(dataset: Dataset, column: str) -> list[str]:
+def _column(dataset: Dataset, name: str) -> str:
+    """The column's name in this file: our own, or else HateCheck's."""
+    other = HATECHECK.get(name, name)
+    return other if name not in dataset.column_names and other in dataset.column_names else name
+
+
+def _named(dataset: Dataset, name: str) -> list[str]:
+    column = _column(dataset, name)
     if column not in dataset.column_names:
         return []
     return ["" if value is None or value in ("", "nan") else str(value) for value in dataset[column][:]]
