@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hftransfer.diagnose import bias_tables
 from hftransfer.diagnose.bias_tables import against_full
 from hftransfer.diagnose.cases import SuiteReport
-from hftransfer.diagnose.groups import GAPS, GroupReport
+from hftransfer.diagnose.groups import CALIBRATION, GAPS, GroupReport, Worse
 from hftransfer.report.page import brief
 from hftransfer.report.statistics import Interval, holm
 from hftransfer.verdicts import Verdict
@@ -22,7 +23,14 @@ HALF_WAY, GAIN = 0.5, 0.1
 share of what there is to gain)."""
 SIZE_OF_GAP = 0.05
 FLIPPED = 0.02
-SHOWN_NAMES = 5
+SHOWN_NAMES, LEAST_CASES = 5, 20
+FIGURES = {
+    "subgroup": "the model tells positives from negatives worst among those of {}",
+    "BPSN": "it takes negatives of {} most for positives of others",
+    "BNSP": "it takes positives of {} most for negatives of others",
+    CALIBRATION: "its probabilities mislead most for {}",
+}
+"""What a group suffers from whose figure of a kind is the worst."""
 
 
 def verdict_of(subject: Subject, found: Findings) -> Verdict:
@@ -76,9 +84,9 @@ def _artefact_words(subject: Subject, found: Findings) -> Words:
     given_away = [one for one in found.words if one.gives_away]
     if given_away:
         shown = "; ".join(
-            f"word {place} of the table: {one.share:.0%} of its {one.texts:,} texts are {one.label!r}, and it is in "
-            f"{one.covered:.0%} of that class"
-            for place, one in enumerate(given_away[:SHOWN_NAMES], 1)
+            f"one is in {one.texts:,} texts, {one.share:.0%} of them {one.label!r}, and in {one.covered:.0%} of that "
+            "class"
+            for one in given_away[:SHOWN_NAMES]
         )
         alarms.append(
             f"{_counted(len(given_away), 'word nearly decides', 'words nearly decide')} a label alone ({shown}). Is "
@@ -146,11 +154,15 @@ def _balance_words(subject: Subject, found: Findings) -> Words:
 def _group_words(subject: Subject, found: Findings) -> Words:
     alarms: list[str] = []
     remarks: list[str] = []
+    gaps, worse = _large_gaps(found.groups), _worse_figures(found.groups)
     for report in found.groups:
-        own = _gap_words(report)
+        own = _gap_words(report, gaps[report.column]) + _worse_words(report, worse[report.column])
         alarms += own
         if not own and report.gaps:
-            remarks.append(f"By {report.column}, no rate differs by much more than groups drawn at random would.")
+            remarks.append(
+                f"By {report.column}, no rate, area under the ROC curve or calibration error differs by much more "
+                "than groups drawn at random would."
+            )
     for one in found.thresholds:
         remarks.append(
             f"A threshold per group of {one.column} (fitted on validation data for equal true-positive rates) changes "
@@ -165,18 +177,57 @@ def _counted(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"
 
 
-def _gap_words(report: GroupReport) -> list[str]:
-    """The gaps of a column that are large, and no accident."""
-    ordered = sorted(report.gaps, key=lambda rate: report.gaps[rate].p_value)
-    adjusted = dict(zip(ordered, holm([report.gaps[rate].p_value for rate in ordered]), strict=True))
+def _large_gaps(groups: Sequence[GroupReport]) -> dict[str, list[str]]:
+    """Column -> the rates whose gaps are large, and no accident, in as many gaps as all columns have."""
+    gaps = [(report, rate) for report in groups for rate in GAPS if rate in report.gaps]
+    adjusted = holm([report.gaps[rate].p_value for report, rate in gaps])
+    found: dict[str, list[str]] = {report.column: [] for report in groups}
+    for (report, rate), p_value in zip(gaps, adjusted, strict=True):
+        if p_value <= ALPHA and report.gaps[rate].interval.value >= SIZE_OF_GAP:
+            found[report.column].append(rate)
+    return found
+
+
+def _worse_figures(groups: Sequence[GroupReport]) -> dict[str, list[Worse]]:
+    """Column -> areas and calibration errors that are worse than those of all, and no accident among all of them."""
+    worse = [(report.column, one) for report in groups for one in report.worse]
+    # The figures that are not worse have been compared as well.
+    others = sum(len(report.areas) + len(report.calibration) for report in groups) - len(worse)
+    adjusted = holm([*(one.p_value for _, one in worse), *[1.0] * others])
+    found: dict[str, list[Worse]] = {report.column: [] for report in groups}
+    for (column, one), p_value in zip(worse, adjusted, strict=False):
+        if p_value <= ALPHA:
+            found[column].append(one)
+    return found
+
+
+def _gap_words(report: GroupReport, rates: Sequence[str]) -> list[str]:
+    """The gaps of a column in these rates."""
     found = []
-    for rate in (rate for rate in GAPS if rate in report.gaps):
+    for rate in rates:
         gap = report.gaps[rate]
-        if adjusted[rate] <= ALPHA and gap.interval.value >= SIZE_OF_GAP:
+        found.append(
+            f"By {report.column}, {_rate_words(rate)} differs by {brief(gap.interval.value)} "
+            f"[{brief(gap.interval.low)}, {brief(gap.interval.high)}]: most for {gap.highest!r}, least for "
+            f"{gap.lowest!r} (chance alone: up to {brief(gap.chance)})."
+        )
+    return found
+
+
+def _worse_words(report: GroupReport, worse: Sequence[Worse]) -> list[str]:
+    """The worst group of each kind of figure in which one is worse than all examples together."""
+    found = []
+    for kind, what in FIGURES.items():
+        own = [one for one in worse if one.kind == kind]
+        if own:
+            one = max(own, key=lambda one: abs(one.value - one.overall))
+            name = "calibration error" if kind == CALIBRATION else f"{kind} AUC"
+            shown = brief(one.value)
+            if kind != CALIBRATION:
+                interval = report.areas[kind, one.group]
+                shown += f" [{brief(interval.low)}, {brief(interval.high)}]"
             found.append(
-                f"By {report.column}, {_rate_words(rate)} differs by {brief(gap.interval.value)} "
-                f"[{brief(gap.interval.low)}, {brief(gap.interval.high)}]: most for {gap.highest!r}, least for "
-                f"{gap.lowest!r} (chance alone: up to {brief(gap.chance)})."
+                f"By {report.column}, {what.format(f'{one.group!r}')}: {name} {shown}, {brief(one.overall)} over all."
             )
     return found
 
@@ -221,18 +272,28 @@ def _suite_words(subject: Subject, found: Findings) -> Words:
     told = f"Of the cases the model gets right {' and '.join(parts)}."
     failing = _failed_words(suite)
     alarms = [f"{told} {failing}"] if failing else []
-    worst = [
-        (name, shares[0]) for name, shares in suite.targets.items() if shares[0] is not None and shares[0].count >= 20
-    ]
-    if len(worst) > 1:
-        worst.sort(key=lambda item: item[1].value)
-        (low, least), (high, most) = worst[0], worst[-1]
+    return alarms + _target_words(suite), [] if failing else [told]
+
+
+def _target_words(suite: SuiteReport) -> list[str]:
+    """Whom the model protects least, and whose mention it takes most for what is to be flagged."""
+    found = []
+    for side, told in enumerate(
+        (
+            "What is aimed at {low} is found least often ({least:.0%}), at {high} most often ({most:.0%}).",
+            "Harmless cases about {low} are flagged most often ({wrong:.0%}), about {high} least often ({fewest:.0%}).",
+        )
+    ):
+        shares = [(name, pair[side]) for name, pair in suite.targets.items()]
+        enough = [(name, share) for name, share in shares if share is not None and share.count >= LEAST_CASES]
+        if len(enough) < 2:
+            continue
+        enough.sort(key=lambda item: item[1].value)
+        (low, least), (high, most) = enough[0], enough[-1]
         if least.high < most.low:
-            alarms.append(
-                f"What is aimed at {low} is found least often ({least.value:.0%}), at {high} most often "
-                f"({most.value:.0%})."
-            )
-    return alarms, [] if failing else [told]
+            values = {"least": least.value, "most": most.value, "wrong": 1 - least.value, "fewest": 1 - most.value}
+            found.append(told.format(low=low, high=high, **values))
+    return found
 
 
 def _failed_words(suite: SuiteReport) -> str:

@@ -30,6 +30,9 @@ PARTS = 6
 MIN_EXAMPLES = 10
 """A rate over fewer examples is not compared."""
 PERMUTATIONS, AREA_RESAMPLES, CALIBRATION_DRAWS = 999, 300, 200
+AREAS, CALIBRATION = ("subgroup", "BPSN", "BNSP"), "calibration"
+CLEARLY = 0.05
+"""A group's area or calibration error that is nearer to that of all examples is not worse than theirs."""
 
 Bools = NDArray[np.bool_]
 
@@ -97,6 +100,25 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Worse:
+    """An area or calibration error of a group that is worse than that of all examples.
+
+    Attributes:
+        kind: One of `AREAS`, or `CALIBRATION`.
+        group: Whose.
+        value: Of the group.
+        overall: Of all examples.
+        p_value: How often a group drawn at random, with as many examples of each label, is as bad.
+    """
+
+    kind: str
+    group: str
+    value: float
+    overall: float
+    p_value: float
+
+
+@dataclass(frozen=True)
 class GroupReport:
     """One column of groups.
 
@@ -109,6 +131,7 @@ class GroupReport:
             arXiv:1903.04561).
         calibration: Group -> expected calibration error, and the 95th percentile of what it would be at this size
             if the probabilities were right.
+        worse: Areas and calibration errors that are worse than those of all examples.
     """
 
     column: str
@@ -117,6 +140,7 @@ class GroupReport:
     gaps: dict[str, Gap]
     areas: dict[tuple[str, str], Interval] = field(default_factory=dict)
     calibration: dict[str, tuple[float, float]] = field(default_factory=dict)
+    worse: list[Worse] = field(default_factory=list)
 
 
 def group_report(column: str, groups: Sequence[str], decisions: Decisions, *, seed: int = 0) -> GroupReport:
@@ -146,13 +170,18 @@ def group_report(column: str, groups: Sequence[str], decisions: Decisions, *, se
         chance = float(np.quantile(null_R, 0.95)) if len(null_R) else math.nan
         high, low = names[int(np.nanargmax(values_G))], names[int(np.nanargmin(values_G))]
         gaps[rate] = Gap(interval, p_value, chance, high, low)
+    areas = areas_under_curves(codes_N, names, decisions, seed)
+    calibration = {name: calibration_error(decisions.select(codes_N == at), seed) for at, name in enumerate(names)}
+    figures = {key: interval.value for key, interval in areas.items()}
+    figures |= {(CALIBRATION, name): error for name, (error, _) in calibration.items()}
     return GroupReport(
         column,
         dict(zip(names, counts_G.tolist(), strict=True)),
         rates,
         gaps,
-        areas_under_curves(codes_N, names, decisions, seed),
-        {name: calibration_error(decisions.select(codes_N == at), seed) for at, name in enumerate(names)},
+        areas,
+        calibration,
+        worse_than_all(codes_N, names, decisions, figures, seed),
     )
 
 
@@ -247,18 +276,69 @@ def areas_under_curves(
     """
     positive_N, found = decisions.positive_N, {}
     for at, name in enumerate(names):
-        own_N = codes_N == at
-        kinds = {
-            "subgroup": own_N,
-            "BPSN": (own_N & ~positive_N) | (~own_N & positive_N),
-            "BNSP": (own_N & positive_N) | (~own_N & ~positive_N),
-        }
-        for kind, rows_N in kinds.items():
+        for kind in AREAS:
+            rows_N = _rows_of_area(kind, codes_N == at, positive_N)
             labels, scores = positive_N[rows_N], decisions.scores_N[rows_N]
             if min(labels.sum(), (~labels).sum()) >= MIN_EXAMPLES:
                 statistic = Statistic(len(labels), of_rows=partial(_area, labels, scores))
                 found[kind, name] = bootstrap(statistic, resamples=AREA_RESAMPLES, seed=seed)
     return found
+
+
+def _rows_of_area(kind: str, own_N: Bools, positive_N: Bools) -> Bools:
+    """Whose scores an area of a group compares."""
+    if kind == "subgroup":
+        return own_N
+    return own_N ^ positive_N if kind == "BPSN" else own_N == positive_N
+
+
+def worse_than_all(
+    codes_N: NDArray[np.int64],
+    names: Sequence[str],
+    decisions: Decisions,
+    figures: dict[tuple[str, str], float],
+    seed: int = 0,
+) -> list[Worse]:
+    """The figures that are worse than those of all examples, with how rare that is among groups drawn at random.
+
+    Of a group that is drawn at random among the examples of each label all areas are on average that of all examples.
+
+    Args:
+        codes_N: The group of each example.
+        names: Of the groups.
+        decisions: What the model decided.
+        figures: (kind, group) -> area or calibration error.
+        seed: Of what is drawn.
+    """
+    every_N, found = np.ones(len(codes_N), bool), []
+    whole = {kind: _figure(kind, every_N, decisions) for kind in ("subgroup", CALIBRATION)}
+    for number, ((kind, group), value) in enumerate(figures.items()):
+        overall, sign = (whole[kind], 1) if kind == CALIBRATION else (whole["subgroup"], -1)
+        if sign * (value - overall) < CLEARLY:
+            continue
+        rng, as_bad = np.random.default_rng((seed, number)), 0
+        own_N = codes_N == names.index(group)
+        for _ in range(PERMUTATIONS):
+            drawn_N = _drawn_group(own_N, decisions.positive_N, rng)
+            as_bad += sign * (_figure(kind, drawn_N, decisions) - value) >= -1e-12
+        found.append(Worse(kind, group, value, overall, (1 + as_bad) / (1 + PERMUTATIONS)))
+    return found
+
+
+def _drawn_group(own_N: Bools, positive_N: Bools, rng: np.random.Generator) -> Bools:
+    """A group drawn at random that has as many examples of each label as this one."""
+    drawn_N = np.zeros(len(own_N), bool)
+    for rows in (np.flatnonzero(positive_N), np.flatnonzero(~positive_N)):
+        drawn_N[rng.choice(rows, int(own_N[rows].sum()), replace=False)] = True
+    return drawn_N
+
+
+def _figure(kind: str, own_N: Bools, decisions: Decisions) -> float:
+    """An area or the calibration error of a group."""
+    if kind == CALIBRATION:
+        return _binned_error(*_binned(decisions.confident_N[own_N]), decisions.right_N[own_N].astype(np.float64))
+    rows = np.flatnonzero(_rows_of_area(kind, own_N, decisions.positive_N))
+    return _area(decisions.positive_N, decisions.scores_N, rows)
 
 
 def _area(labels: Bools, scores: Floats, rows: NDArray[np.int64]) -> float:
@@ -273,8 +353,7 @@ def _area(labels: Bools, scores: Floats, rows: NDArray[np.int64]) -> float:
 
 def calibration_error(decisions: Decisions, seed: int = 0) -> tuple[float, float]:
     """The expected calibration error of the predicted labels, and how large chance alone makes it at this size."""
-    confident_N = np.clip(decisions.confident_N, 1e-9, 1 - 1e-9)
-    place_N = np.minimum((confident_N * BINS).astype(int), BINS - 1)
+    place_N, confident_N = _binned(decisions.confident_N)
     found = _binned_error(place_N, confident_N, decisions.right_N.astype(np.float64))
     rng = np.random.default_rng(seed)
     drawn = [
@@ -282,6 +361,12 @@ def calibration_error(decisions: Decisions, seed: int = 0) -> tuple[float, float
         for _ in range(CALIBRATION_DRAWS)
     ]
     return found, float(np.quantile(drawn, 0.95))
+
+
+def _binned(confident_N: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """The bin of each confidence, and the confidences without 0 and 1."""
+    confident_N = np.clip(confident_N, 1e-9, 1 - 1e-9)
+    return np.minimum((confident_N * BINS).astype(int), BINS - 1), confident_N
 
 
 def _binned_error(place_N: NDArray[np.int64], confident_N: Floats, right_N: Floats) -> float:

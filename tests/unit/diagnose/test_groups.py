@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from hftransfer.diagnose import groups as measuring
 from hftransfer.diagnose.groups import (
     GAPS,
     Decisions,
@@ -123,3 +124,45 @@ def test_thresholds_need_two_groups_with_both_labels() -> None:
     groups, decisions, _ = random_decisions(50, 8)
     with pytest.raises(DataError, match="fewer than two groups"):
         thresholds_per_group("who", (decisions, ["a"] * 50), (decisions, groups))
+
+
+def by_score(groups: list[str], labels: np.ndarray, margin: np.ndarray) -> Decisions:
+    assert len(groups) == len(labels)
+    return Decisions.from_logits(np.stack([np.zeros(len(labels)), margin], 1), labels, [1])
+
+
+def test_a_group_whose_scores_say_less_is_found_in_areas_and_calibration() -> None:
+    rng = np.random.default_rng(0)
+    groups, labels = rng.choice(["a", "b", "c"], 900, p=[0.45, 0.45, 0.1]), rng.integers(0, 2, 900)
+    # The scores of c are as bold as those of others, and say nothing.
+    margin = rng.normal(size=900) + np.where(groups == "c", rng.choice([-3, 3], 900), 3 * (2 * labels - 1))
+    decisions = by_score(groups.tolist(), labels, margin)
+    report = group_report("who", groups.tolist(), decisions)
+    found = {(one.kind, one.group): one for one in report.worse}
+    for kind in ("subgroup", "BPSN", "BNSP"):
+        one = found[kind, "c"]
+        assert one.overall == pytest.approx(roc_auc_score(labels, decisions.scores_N))
+        assert one.value == report.areas[kind, "c"].value < one.overall
+        assert one.p_value == 0.001
+    assert found["calibration", "c"].value == report.calibration["c"][0]
+    assert found["calibration", "c"].p_value == 0.001
+    assert {group for _, group in found} == {"c"}
+
+
+def test_p_values_of_areas_and_calibration_are_right_where_groups_are_drawn_at_random(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # All figures are compared, not the clearly worse ones alone: under the null hypothesis p-values are uniform.
+    monkeypatch.setattr(measuring, "CLEARLY", -1.0)
+    monkeypatch.setattr(measuring, "PERMUTATIONS", 39)
+    p_values = []
+    for seed in range(30):
+        groups, decisions, _ = random_decisions(120, seed)
+        codes = np.asarray([group == "b" for group in groups], np.int64)
+        figures = {(kind, "b"): 0.0 for kind in ("subgroup", "BPSN", "calibration")}
+        for kind, _ in figures:
+            figures[kind, "b"] = measuring._figure(kind, codes == 1, decisions)
+        p_values += [one.p_value for one in measuring.worse_than_all(codes, ["a", "b"], decisions, figures, seed)]
+    assert len(p_values) == 90
+    assert 0.4 < np.mean(p_values) < 0.6
+    assert np.mean(np.asarray(p_values) <= 0.1) < 0.25
