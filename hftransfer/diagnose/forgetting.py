@@ -96,7 +96,7 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
     judged = [measure for measure in measures if not measure.known]
     worst = min(judged, key=lambda measure: measure.retained, default=None)
     warns = worst is not None and worst.high < LITTLE
-    words = [headline(worst)] if worst is not None else []
+    words = [headline(judged)] if judged else []
     words += [sentence(measure) for measure in measures]
     words += [
         DOUBTFUL.format(one.on, one.before) for one in measures if "perplexity" in one.what and one.before > UNSURE
@@ -123,13 +123,20 @@ def verdict(subject: Subject, measures: Sequence[Measure], texts: Sequence[str],
     )
 
 
-def headline(worst: Measure) -> str:
-    """The most important thing first."""
+def headline(judged: Sequence[Measure]) -> str:
+    """The most important thing first: the worst of what was looked at beside the task's own texts."""
+    worst = min(judged, key=lambda measure: measure.retained)
     if worst.retained >= LITTLE:
-        # A probe that got better has lost nothing.
-        share = min(worst.retained, 1.0)
+        least = min(judged, key=lambda measure: measure.low)
+        # Of some scores there is no interval.
+        shown = "" if worst.low == worst.high else f" (95 % interval {worst.low:.0%} to {worst.high:.0%})"
+        doubt = ""
+        if least.low < LITTLE:
+            whose = "the interval" if least is worst else f"the interval on {least.on}, from {least.low:.0%} on,"
+            doubt = f"; {whose} does not exclude that more was lost"
         return (
-            f"Little was forgotten: at least {share:.0%} is retained of what was looked at beside the task's own texts."
+            "Little was forgotten: the worst of what was looked at beside the task's own texts, "
+            f"{worst.on}, retains {worst.retained:.0%}{shown}{doubt}."
         )
     unsure = "" if worst.high < LITTLE else ", though the interval does not exclude that little was lost"
     much = "Much" if worst.retained < MUCH else "Something"

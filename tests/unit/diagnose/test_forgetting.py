@@ -17,7 +17,7 @@ from hftransfer import Recipe, Run, finetune, inference
 from hftransfer.cli.main import main
 from hftransfer.diagnose import retained
 from hftransfer.diagnose.backbones import Subject
-from hftransfer.diagnose.forgetting import Asked, diagnose
+from hftransfer.diagnose.forgetting import Asked, diagnose, headline
 from hftransfer.diagnose.softening import Examined, Softened
 from hftransfer.errors import CheckpointError, DataError
 from hftransfer.recipe import DataSection
@@ -160,6 +160,47 @@ def test_a_probe_is_scikit_learns_logistic_regression() -> None:
     )
     expected = oracle.predict(scaler.transform(states_ND[held])) == labels_N[held]
     assert (retained.probe_hits("x", labels_N, torch.from_numpy(states_ND)) == expected).all()
+
+
+def measured(on: str, value: float, low: float, high: float) -> retained.Measure:
+    return retained.Measure(on, "accuracy", 0.8, 0.8 * value, value, low, high, 100)
+
+
+@pytest.mark.parametrize(
+    ("measures", "expected"),
+    [
+        (
+            [measured("sst2", 0.98, 0.96, 1.0), measured("snips", 1.02, 0.97, 1.05)],
+            "the worst of what was looked at beside the task's own texts, sst2, retains 98% (95 % interval 96% to "
+            "100%).",
+        ),
+        (
+            [measured("sst2", 0.96, 0.8, 1.1)],
+            "the worst of what was looked at beside the task's own texts, sst2, retains 96% (95 % interval 80% to "
+            "110%); the interval does not exclude that more was lost.",
+        ),
+        (
+            [measured("sst2", 0.96, 0.955, 0.97), measured("snips", 1.0, 0.7, 1.3)],
+            "the worst of what was looked at beside the task's own texts, sst2, retains 96% (95 % interval 96% to "
+            "97%); the interval on snips, from 70% on, does not exclude that more was lost.",
+        ),
+        (
+            [measured("first", 0.97, 0.97, 0.97)],
+            "the worst of what was looked at beside the task's own texts, first, retains 97%.",
+        ),
+    ],
+)
+def test_little_forgotten_is_an_estimate_with_its_interval_and_no_bound(
+    measures: list[retained.Measure], expected: str
+) -> None:
+    assert headline(measures) == f"Little was forgotten: {expected}"
+
+
+def test_much_forgotten_is_told_of_the_worst() -> None:
+    found = headline([measured("sst2", 1.0, 0.9, 1.1), measured("snips", 0.7, 0.6, 0.8)])
+    assert found == "Much was forgotten: on snips 70% is retained."
+    unsure = headline([measured("snips", 0.9, 0.8, 1.0)])
+    assert unsure.endswith("90% is retained, though the interval does not exclude that little was lost.")
 
 
 def soften(run: Run, *arguments: str) -> None:
