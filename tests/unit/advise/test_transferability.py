@@ -1,4 +1,4 @@
-"""LogME, H-score and neighbours against direct formulas, scikit-learn and, where installed, transformer-ranker."""
+"""LogME, H-score and neighbours against direct formulas, scikit-learn and numbers of transformer-ranker."""
 
 from __future__ import annotations
 
@@ -74,14 +74,31 @@ def test_neighbours_are_those_of_scikit_learn():
     np.testing.assert_allclose(found, expected)
 
 
-def test_the_same_as_transformer_ranker():
+# How far classes lie apart -> H-score and LogME by transformer-ranker 0.2.0 (with torch 2.13, on a CPU):
+# `features, labels, _ = classes(200, 12, apart=apart)`, both as tensors into `HScore().fit(features, labels)` and
+# `LogME().fit(features, labels)` of `transformer_ranker.estimators`. The package is not needed here.
+RANKER = {
+    0.6: (0.8921323909937732, -0.5748158353600856),
+    0.1: (0.009667319554430833, -0.8668038580438943),
+    2.0: (1.8596069362254122, 0.34521388219368676),
+    0.3: (0.13778698118318322, -0.80117856670762),
+    1.0: (1.4875718614665527, -0.249360542782064),
+}
+
+
+@pytest.mark.parametrize("apart", RANKER)
+def test_the_same_as_transformer_ranker(apart):
     """Its LogME stops at a tolerance of 1e-3 and carries its precisions from one class to the next."""
-    estimators = pytest.importorskip("transformer_ranker.estimators")
-    torch = pytest.importorskip("torch")
-    features_ND, labels_N, targets_NC = classes(200, 12)
-    values, labels = torch.tensor(features_ND), torch.tensor(labels_N)
-    assert h_score(features_ND, targets_NC) == pytest.approx(estimators.HScore().fit(values, labels), rel=1e-6)
-    assert logme(features_ND, targets_NC) == pytest.approx(estimators.LogME().fit(values, labels), abs=1e-3)
+    features_ND, _, targets_NC = classes(200, 12, apart=apart)
+    of_h_score, of_logme = RANKER[apart]
+    assert h_score(features_ND, targets_NC) == pytest.approx(of_h_score, rel=1e-6)
+    assert logme(features_ND, targets_NC) == pytest.approx(of_logme, abs=1e-3)
+
+
+@pytest.mark.parametrize(("measure", "which"), [(h_score, 0), (logme, 1)])
+def test_the_same_order_as_transformer_rankers(measure, which):
+    own = {apart: measure(*classes(200, 12, apart=apart)[::2]) for apart in RANKER}
+    assert sorted(own, key=own.get) == sorted(RANKER, key=lambda apart: RANKER[apart][which])
 
 
 @pytest.mark.parametrize("measure", [logme, h_score, nearest_neighbours])
