@@ -235,7 +235,7 @@ def _truth(pays: str, gain: float, low: float, high: float) -> str:
 HEAD = (
     "data, metric", "proxy A-distance to general text", "words shared", "pieces per word, ratio",
     "loss above general text, nats (interval)", "pays?", "domain loss, before → after", "general loss, before → after",
-    "task alone", "adapted, then task", "gain (95 % interval over seeds)", "seeds", "forecast",
+    "task alone", "adapted, then task", "gain (95 % interval over seeds of the task)", "seeds", "forecast",
 )  # fmt: skip
 
 
@@ -253,6 +253,9 @@ def table(arguments: argparse.Namespace) -> None:
         f"{budget['rate']:g}, at most {budget['test_rows']:,} test rows; diagnosis on {budget['diagnosed']:,} texts of "
         f"each source. {platform.machine()}, {os.cpu_count()} cores shared with other work, one thread, "
         f"{seconds / 60:.0f} minutes in all.",
+        "",
+        "Seeds are those of the task alone: the adaptation was trained once for each data set, and how much another "
+        "one would differ is in none of the intervals.",
     ]
     text = "\n".join(lines)
     if arguments.page is None:

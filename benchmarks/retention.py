@@ -39,6 +39,17 @@ REFERENCE_TASKS, REFERENCE_ROWS = {"sst2": "label", "snips": "intent"}, 700
 """Data sets with labels whose linear probes say what is retained, and the column with the labels."""
 SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 RETAIN = 0.95
+REPLAYED = next(iter(REFERENCE_TASKS))
+"""The reference task of which replay has labelled rows."""
+NOTES = (
+    f"Replay trains on labelled rows of {REPLAYED} (of its training data, not those that are probed), and {REPLAYED} "
+    "is one of the probes: what its row retains is in part a task that it was trained on, and "
+    "cannot be compared with other rows.",
+    f"The rows `--retain {RETAIN}` choose among {len(SHARES)} shares by the mean of the probes, and look at general "
+    "text not at all; the command `hftransfer soften` takes the least of everything that it is given, at 11 shares "
+    "and 3 more, so it may go further back than these rows do.",
+)
+"""What stands below the tables."""
 REMEDIES: dict[str, dict[str, Any]] = {
     "full": {},
     "low_rate": {"optim": {"learning_rate": 4e-5}},
@@ -120,7 +131,7 @@ def write_replay(data: Path, file: Path) -> str:
 
     The checkpoint's pretraining had no labels, so a classifier's replay stands for keeping an earlier task alive.
     """
-    name, column = next(iter(REFERENCE_TASKS.items()))
+    name, column = REPLAYED, REFERENCE_TASKS[REPLAYED]
     frame = pd.read_parquet(data / name / "train.parquet").sample(frac=1, random_state=ROWS_SEED)[:REFERENCE_ROWS]
     labels = [f"{name} {label}" for label in frame[column]]
     pd.DataFrame({"text": frame["text"].tolist(), "label": labels}).to_parquet(file)
@@ -299,7 +310,8 @@ def table(arguments: argparse.Namespace) -> None:
     """Print the table, or write it between the marks of a page."""
     lines = records.read(Path(arguments.out))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread"
-    text = "\n".join([*table_lines(lines, arguments.examples), "", f"Machine: {machine}."])
+    notes = "\n\n".join([*NOTES, f"Machine: {machine}."])
+    text = "\n".join([*table_lines(lines, arguments.examples), "", notes])
     if arguments.write is None:
         print(text)
         return

@@ -34,6 +34,8 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     rows = [row for row in text.splitlines() if row.startswith("| ")]
+    assert "Replay trains on labelled rows of sst2" in text
+    assert "by the mean of the probes" in text
     # The best score first.
     assert rows[1] == "| L2-SP (`optim.retain: l2_sp`), strength 30 | 0.900 | 0.900 | 0.500 | 1 | 1 of 1 | 0 of 1 |"
     assert rows[2].startswith("| full fine-tuning (best evaluation) | 0.715 (0.710 to 0.720) |")
