@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,16 +55,25 @@ def finetune(
             has been written then.
         Interrupted: If a signal asked the run to end: what there is has been saved.
     """
-    with interruption.watched(), FolderLock() as lock:
-        prepared = prepare_all(recipe, train=train, validation=validation, test=test, origins=origins, lock=lock)
-        several = len(prepared.recipe.training_seeds) > 1
-        first = seeds.first_of(prepared) if several else prepared
-        training = one_seed.build(first)
-        report = preflight_of_run(first.assembled(training), prepared.say)
-        # Training, and what it leaves behind: the model, and the scores of exactly these weights.
-        run = seeds.train(prepared, training, report) if several else one_seed.train(prepared, training, report)
-        push_when_asked(run, prepared.recipe, prepared.say, prepared.accelerator.is_main_process)
-        return run
+    try:
+        with interruption.watched(), FolderLock() as lock:
+            given = {"train": train, "validation": validation, "test": test}
+            return _train(prepare_all(recipe, **given, origins=origins, lock=lock))
+    finally:
+        # Models hold themselves in cycles. The next run of this process must not find the last one's in its memory.
+        gc.collect()
+
+
+def _train(prepared: Prepared) -> Run:
+    """What follows when recipe, data and model fit together."""
+    several = len(prepared.recipe.training_seeds) > 1
+    first = seeds.first_of(prepared) if several else prepared
+    training = one_seed.build(first)
+    report = preflight_of_run(first.assembled(training), prepared.say)
+    # Training, and what it leaves behind: the model, and the scores of exactly these weights.
+    run = seeds.train(prepared, training, report) if several else one_seed.train(prepared, training, report)
+    push_when_asked(run, prepared.recipe, prepared.say, prepared.accelerator.is_main_process)
+    return run
 
 
 def check(
