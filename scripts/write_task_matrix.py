@@ -14,6 +14,7 @@ import transformers
 
 from hftransfer.errors import StrategyError
 from hftransfer.models.anatomy import Anatomy, analyse
+from hftransfer.models.load import lacking_class
 from hftransfer.strategies import make_strategy
 from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.registry import TASKS
@@ -25,10 +26,10 @@ SETTINGS: dict[str, dict[str, Any]] = {"top_layers": {"k": 1}, "gradual_unfreezi
 """Settings that fit models of three blocks, or one shared block."""
 
 
-def has_head(task: str, family: str) -> bool:
-    """Whether transformers has this task's head for the family."""
-    auto_class: Any = getattr(transformers, TASKS[task].class_for(family))
-    return type(FAMILIES[family].config()) in auto_class._model_mapping and TASKS[task].suits(family)
+def no_model(task: str, family: str) -> str | None:
+    """Why the family has no model for this task, as a run says it before any strategy is asked; None where it has."""
+    auto_class = getattr(transformers, TASKS[task].class_for(family))
+    return TASKS[task].unsuited(family) or lacking_class(auto_class, FAMILIES[family].config())
 
 
 @cache
@@ -39,8 +40,8 @@ def anatomy_of(task: str, family: str) -> Anatomy:
 
 def refusal(task: str, family: str, strategy: str) -> str | None:
     """Why a strategy does not train this task on this family; None where it does."""
-    if not has_head(task, family):
-        return f"there is no {TASKS[task].auto_class} for {family}"
+    if (reason := no_model(task, family)) is not None:
+        return reason
     try:
         make_strategy(strategy, **SETTINGS.get(strategy, {})).stages(anatomy_of(task, family))
     except StrategyError as error:
@@ -69,7 +70,8 @@ def page_text() -> str:
         "",
         "Every combination is run by the contract tests (`tests/contract`): two steps in each stage, in",
         "which the loss is finite and exactly what is meant to learn changes, saving, and loading with transformers",
-        "alone (adapters with PEFT as well) with the same outputs.",
+        "alone (adapters with PEFT as well) with the same outputs. Where a cell says *refused*, transformers has no",
+        "class for the task, or the family does not suit it; the reason is below the table.",
         "",
         f"| task | {' | '.join(SHOWN)} |",
         f"|---|{'---|' * len(SHOWN)}",
@@ -88,7 +90,7 @@ def page_text() -> str:
 
 def _cell(refused: dict[str, str]) -> str:
     if len(refused) == len(STRATEGIES):
-        return "no head"
+        return "refused"
     return f"all but {', '.join(f'`{name}`' for name in refused)}" if refused else "all"
 
 

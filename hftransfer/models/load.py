@@ -162,6 +162,8 @@ def load_model(
     check_no_adapter(source)
     name, model_class = source.name, _model_class(auto_class)
     config = _load_config(source)
+    if not source.runs_code and (reason := lacking_class(model_class, config)) is not None:
+        raise CheckpointError(reason, where=name, fix="see docs/matrix.md")
     tokenizer, notes = _read_tokenizer(source)
     trained_as, trained_labels = config.architectures or [], dict(config.id2label or {})
     _override(config, config_overrides, name)
@@ -240,6 +242,14 @@ def max_input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         limit = tokenizer.model_max_length
         return limit if limit < SANE_LENGTH else None
     return int(positions - model.config.pad_token_id - 1 if family.offset_positions else positions)
+
+
+def lacking_class(auto_class: Any, config: PretrainedConfig) -> str | None:
+    """Why an Auto class loads no model of this config's kind; None where transformers has a class for it."""
+    known = getattr(auto_class, "_model_mapping", None)
+    if known is None or type(config) in known:
+        return None
+    return f"transformers has no {auto_class.__name__} for {config.model_type}"
 
 
 def _model_class(auto_class: type | str) -> Any:

@@ -212,9 +212,14 @@ class Task(ABC):
         return cls.auto_class
 
     @classmethod
+    def unsuited(cls, model_type: str) -> str | None:
+        """Why models of this type cannot do the task, whatever classes transformers has for them; None if they can."""
+        return None
+
+    @classmethod
     def suits(cls, model_type: str) -> bool:
         """Whether models of this type can do the task, where transformers has a class for them."""
-        return True
+        return cls.unsuited(model_type) is None
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Learn what collating and predicting must know of the model; called once it is loaded, before `encode`.

@@ -71,9 +71,16 @@ class CausalLMTask(GenerationTask):
         return cls(settings, data, completes=completes)
 
     @classmethod
-    def suits(cls, model_type: str) -> bool:
-        """Decoders alone: transformers also loads encoders here, whose tokens see those that they should guess."""
-        return not any(stack.encoder for stack in FAMILIES[model_type].stacks)
+    def unsuited(cls, model_type: str) -> str | None:
+        """Decoders alone: transformers also loads encoders here, and BART without its encoder."""
+        stacks = [stack.encoder for stack in FAMILIES[model_type].stacks]
+        if not any(stacks):
+            return None
+        if all(stacks):
+            why = "an encoder sees the words that it should predict; masked_lm is for encoders"
+        else:
+            why = "their decoder was pretrained to read what an encoder makes of a text; seq2seq trains both"
+        return f"{model_type} models cannot do {cls.type}: {why}"
 
     @property
     def prompt(self) -> str | None:

@@ -58,9 +58,16 @@ class MaskedLMTask(Task):
         return "AutoModelForSeq2SeqLM" if model_type in SPAN_MODELS else cls.auto_class
 
     @classmethod
-    def suits(cls, model_type: str) -> bool:
-        """Encoders, and T5."""
-        return model_type in SPAN_MODELS or all(stack.encoder for stack in FAMILIES[model_type].stacks)
+    def unsuited(cls, model_type: str) -> str | None:
+        """Encoders, and T5, go on with what they were pretrained on."""
+        stacks = [stack.encoder for stack in FAMILIES[model_type].stacks]
+        if model_type in SPAN_MODELS or all(stacks):
+            return None
+        if any(stacks):
+            why = "they were pretrained to write a whole text anew, another objective than filling in masks"
+        else:
+            why = "a decoder does not see what comes after the word to guess; causal_lm is for decoders"
+        return f"{model_type} models cannot do {cls.type}: {why}"
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Learn what to mask with.

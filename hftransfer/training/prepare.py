@@ -119,8 +119,8 @@ def load_pretrained(recipe: Recipe, task: Task, precision: str) -> LoadedModel:
         CheckpointError: If it cannot be read, or cannot do the task.
     """
     kind = model_type(recipe.checkpoint, recipe.trust_remote_code)
-    if kind in FAMILIES and not task.suits(kind):
-        raise CheckpointError(f"{kind} models cannot do {task.type}", where=recipe.checkpoint, fix="see docs/matrix.md")
+    if kind in FAMILIES and (reason := task.unsuited(kind)) is not None:
+        raise CheckpointError(reason, where=recipe.checkpoint, fix="see docs/matrix.md")
     loaded = load_model(
         recipe.checkpoint,
         task.class_for(kind),

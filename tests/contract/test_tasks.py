@@ -25,7 +25,8 @@ from hftransfer.tasks.base import Task
 from hftransfer.tasks.registry import TASKS, build_task, saved_settings
 from hftransfer.training.contrastive import PairInputs, PairLoss
 from hftransfer.training.head_fit import fit_head
-from scripts.write_task_matrix import PAGE, SETTINGS, SHOWN, has_head, page_text, refusal
+from hftransfer.training.prepare import load_pretrained
+from scripts.write_task_matrix import PAGE, SETTINGS, SHOWN, no_model, page_text, refusal
 from tests.contract.stages import copied, train_all_stages
 from tests.tiny_models import FAMILIES
 
@@ -68,7 +69,7 @@ MORE_FAMILIES = [("text_classification", family) for family in FAMILIES if famil
 CASES = [
     (task, family, strategy)
     for task, family in [*((task, family) for task in EXAMPLES for family in SHOWN), *MORE_FAMILIES]
-    if has_head(task, family)
+    if no_model(task, family) is None
     for strategy in STRATEGIES
 ]
 
@@ -79,7 +80,7 @@ def first_output(outputs: Any) -> torch.Tensor:
 
 def build(name: str) -> tuple[Task, Dataset]:
     """A task and its examples."""
-    columns, examples = EXAMPLES[name]
+    columns, examples = EXAMPLES.get(name, ({}, {"text": TEXTS, "label": TEXTS}))
     rows = Dataset.from_dict(examples)
     return build_task(Recipe(checkpoint="m", task=name).task, DataSection(**columns), rows), rows
 
@@ -150,11 +151,34 @@ def test_strategy_trains_task_on_family(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(EXAMPLES))
-def test_families_without_the_head_are_refused_in_one_line(name: str, checkpoints: Path) -> None:
-    for family in (family for family in SHOWN if not has_head(name, family)):
-        with pytest.raises(CheckpointError, match=TASKS[name].auto_class):
-            load_model(str(checkpoints / family), TASKS[name].auto_class, config_overrides={})
+@pytest.mark.parametrize("name", list(TASKS))
+def test_families_without_a_model_are_refused_in_one_line_for_the_reason_in_the_docs(
+    name: str, checkpoints: Path
+) -> None:
+    task, _ = build(name)
+    for family in SHOWN:
+        if (reason := no_model(name, family)) is not None:
+            recipe = Recipe(checkpoint=str(checkpoints / family), task=name)
+            with pytest.raises(CheckpointError) as refused:
+                load_pretrained(recipe, task, "no")
+            assert refused.value.what == reason
+            assert refusal(name, family, "full_fine_tuning") == reason
+            assert reason in page_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "reason"),
+    [
+        ("causal_lm", "bert", "bert models cannot do causal_lm: an encoder sees the words"),
+        ("causal_lm", "bart", "bart models cannot do causal_lm: their decoder"),
+        ("masked_lm", "bart", "bart models cannot do masked_lm: they were pretrained to write a whole text anew"),
+        ("masked_lm", "gpt2", "gpt2 models cannot do masked_lm: a decoder does not see"),
+        ("multiple_choice", "t5", "transformers has no AutoModelForMultipleChoice for t5"),
+    ],
+)
+def test_a_class_in_transformers_is_never_said_to_be_missing(name: str, family: str, reason: str) -> None:
+    """There are BertLMHeadModel, BartForCausalLM and BartForConditionalGeneration; they do not suit the task."""
+    assert (no_model(name, family) or "").startswith(reason)
 
 
 def test_the_table_in_the_docs_is_up_to_date() -> None:
