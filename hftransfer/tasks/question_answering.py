@@ -1,8 +1,8 @@
 """Extractive question answering: the stretch of a context that answers a question, or that there is none.
 
 A row is a window of the context behind the question. A window without the answer has its null place as start and end:
-the token that sums up the input (CLS, else the last one). Of all windows the best stretch counts, and the null score is
-that of the window that is least sure there is nothing.
+the token that sums up the input (CLS, else the end, which is added where the tokenizer of a decoder puts neither). Of
+all windows the best stretch counts, and the null score is that of the window that is least sure there is nothing.
 
 Shape legend: B rows of a batch, T tokens, N examples.
 """
@@ -23,7 +23,8 @@ from hftransfer.errors import DataError, RecipeError
 from hftransfer.recipe import DataSection, QuestionAnswering
 from hftransfer.tasks import metrics, squad
 from hftransfer.tasks.base import Call, Features, Outcome, Predictions, Task
-from hftransfer.tasks.windows import Windows, check_tagging, tokenize_windows
+from hftransfer.tasks.tokenization import empty_token
+from hftransfer.tasks.windows import Windows, check_tagging, tokenize_windows, with_end
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +97,10 @@ class QuestionAnsweringTask(Task):
         """Tokenize question and context into windows, and find the answers in them."""
         self.pad_values = {"input_ids": tokenizer.pad_token_id or 0}
         questions, contexts = dataset[self.data.text][:], dataset[self.data.text_pair][:]
-        windows = tokenize_windows(tokenizer, questions, contexts, max_length, self.settings)
+        end = _end_to_add(tokenizer)
+        room = max_length if end is None else max_length - 1
+        windows = tokenize_windows(tokenizer, questions, contexts, room, self.settings)
+        windows = windows if end is None else with_end(windows, end)
         nulls = _null_places(windows, tokenizer)
         answers = self._answers(dataset, contexts)
         found = None if answers is None else _label_windows(windows, nulls, answers)
@@ -206,7 +210,7 @@ class QuestionAnsweringTask(Task):
         for row, example in enumerate(windows.example_N):
             logits_T2 = np.asarray(predictions[row], np.float64)
             null_N[example] = min(null_N[example], logits_T2[nulls[row]].sum())
-            candidates[example] += _stretches(windows, row, logits_T2, int(nulls[row]))
+            candidates[example] += _stretches(windows, row, logits_T2)
         return [_answer(found, null) for found, null in zip(candidates, null_N.tolist(), strict=True)]
 
 
@@ -226,6 +230,18 @@ def _answer_list(value: Any) -> list[tuple[str, int]]:
     if isinstance(texts, str):
         texts, starts = [texts], [starts]
     return [(text, int(start)) for text, start in zip(texts, starts, strict=True) if text]
+
+
+def _end_to_add(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token to put behind every row; None where the tokenizer itself puts a CLS or an end.
+
+    Without it the context's last token would stand for no answer, and an answer that is this token alone could not be
+    told from none. A token of the question will not do: there a decoder has not read the context yet.
+    """
+    probe = tokenizer("a", "a")
+    if tokenizer.cls_token_id in probe["input_ids"] or probe.sequence_ids(0)[-1:] == [None]:
+        return None
+    return empty_token(tokenizer)
 
 
 def _null_places(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
@@ -262,11 +278,8 @@ def _label_windows(
     return labels_R2, sum(1 for seen, one in zip(found, answers, strict=True) if one and not seen)
 
 
-def _stretches(windows: Windows, row: int, logits_T2: NDArray[np.float64], null: int) -> list[tuple[float, int, int]]:
-    """Score, start and end in the context of a row's best stretches.
-
-    The null token alone is none of them: where a tokenizer puts no special token at the end, it belongs to the context.
-    """
+def _stretches(windows: Windows, row: int, logits_T2: NDArray[np.float64]) -> list[tuple[float, int, int]]:
+    """Score, start and end in the context of a row's best stretches."""
     tokens = windows.row(row)
     position_T = np.flatnonzero(windows.text_S[tokens] == CONTEXT)
     starts_T, ends_T = windows.starts_S[tokens][position_T], windows.ends_S[tokens][position_T]
@@ -277,9 +290,7 @@ def _stretches(windows: Windows, row: int, logits_T2: NDArray[np.float64], null:
         (float(start_logits_T[first] + end_logits_T[last]), int(starts_T[first]), int(ends_T[last]))
         for first in firsts
         for last in lasts
-        if 0 <= last - first < LONGEST_ANSWER
-        and ends_T[last] > starts_T[first]
-        and not position_T[first] == position_T[last] == null
+        if 0 <= last - first < LONGEST_ANSWER and ends_T[last] > starts_T[first]
     ]
 
 

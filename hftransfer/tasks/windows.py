@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,6 +179,25 @@ class _Collected:
             truncated_examples=len(self.lost),
             truncated_tokens=self.lost.total(),
         )
+
+
+def with_end(windows: Windows, end: int) -> Windows:
+    """The windows, each with one more token behind it, which belongs to no text."""
+    ends_R = windows.offsets_N1[1:]
+
+    def longer(values_S: NDArray[Any], value: int) -> NDArray[Any]:
+        return np.insert(values_S, ends_R, value)
+
+    return replace(
+        windows,
+        columns={
+            name: longer(values_S, end if name == "input_ids" else 0) for name, values_S in windows.columns.items()
+        },
+        offsets_N1=windows.offsets_N1 + np.arange(len(windows.offsets_N1)),
+        starts_S=longer(windows.starts_S, 0),
+        ends_S=longer(windows.ends_S, 0),
+        text_S=longer(windows.text_S, SPECIAL),
+    )
 
 
 def head_and_tail(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[list[str], int]:

@@ -85,6 +85,45 @@ def test_a_perfect_model_scores_1(family, max_length):
     assert (records[2]["prediction"], records[2]["start"]) == ("", None)
 
 
+@pytest.mark.parametrize("max_length", [64, 20])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_can_answer_with_the_last_token_of_the_context(family, max_length):
+    """Its tokenizer ends no text, so the token for no answer is added: it must not be the context's own."""
+    long = " ".join(WORDS[:40])
+    rows = {
+        "text": ["what is it", "what is it", "what"],
+        "context": ["dog saw cat", "dog saw cat", f"{long} cat"],
+        "label": [
+            {"text": ["cat"], "answer_start": [8]},
+            {"text": [], "answer_start": []},
+            {"text": ["cat"], "answer_start": [len(long) + 1]},
+        ],
+    }
+    task, features = a_task(rows, max_length=max_length, family=family)
+    lasts = features.lengths_N - 1
+    assert features.lengths_N.max() <= max_length
+    assert (features.columns["input_ids"][features.offsets_N1[1:] - 1] == tiny_tokenizer(family).eos_token_id).all()
+    answered = [0, len(features) - 1]
+    for row in range(len(features)):
+        assert features.labels[row].tolist() == [lasts[row] - (row in answered)] * 2
+    assert (features.gold_labels, features.lost_labels) == (2, 0)
+    logits = right_logits(features)
+    task.calibrate(logits, features)
+    assert [record["prediction"] for record in task.decode(logits, features)] == ["cat", "", "cat"]
+    assert task.score(logits, features)["exact_match"] == 1.0
+
+
+def test_the_end_that_is_added_changes_nothing_before_it():
+    task, features = a_task(family="gpt2")
+    model = tiny_model(AutoModelForQuestionAnswering, "gpt2")
+    found = evaluate.predict(model, task, PlainInputs(task, features), max_examples=3)
+    for row in range(3):
+        inputs = tiny_tokenizer("gpt2")(ROWS["text"][row], CONTEXTS[row], return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        np.testing.assert_allclose(found[row][:-1, 0], outputs.start_logits[0].numpy(), atol=1e-4)
+
+
 def test_an_answer_behind_the_window_is_missed():
     task, features = a_task(max_length=20, long_inputs="head")
     assert (len(features), features.truncated_rows) == (3, 1)
