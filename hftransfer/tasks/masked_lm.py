@@ -172,7 +172,7 @@ class MaskedLMTask(Task):
         """The masked places of a row."""
         words_T = features.extra[WORDS][row]
         if not self.settings.whole_words:
-            words_T = np.where(words_T == masking.SPECIAL, masking.SPECIAL, np.arange(len(words_T)))
+            words_T = masking.single_tokens(words_T)
         return masking.choose_tokens(words_T, seed, row)
 
     def _spans(self, features: Features, row: int, seed: int | None) -> tuple[masking.Ids, masking.Ids]:

@@ -49,7 +49,11 @@ def raw_words(seed: int | None, row: int, stream: int, count: int) -> NDArray[np
 
 
 def choose_tokens(words_T: Ids, seed: int | None, row: int) -> Ids:
-    """The places to mask: whole words in random order until they hold 15 % of the tokens, one word at least.
+    """The places to mask: words in random order, as far as they fit into 15 % of the tokens, of which one is the least.
+
+    A word that is too long for what is left of these is passed over, as in BERT's own whole-word masking. Where none
+    fits, such as in a text that is a single word, single tokens are taken: the share holds, and there is something left
+    to guess from.
 
     Args:
         words_T: The number of each token's word, `SPECIAL` for those that are never masked; a number for each token
@@ -65,9 +69,22 @@ def choose_tokens(words_T: Ids, seed: int | None, row: int) -> Ids:
         return ordinary
     numbers, of_token, sizes = np.unique(words_T[ordinary], return_inverse=True, return_counts=True)
     order = np.argsort(raw_words(seed, row, 0, len(numbers)), kind="stable")
-    wanted = max(1, round(MASKED_SHARE * len(ordinary)))
-    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]
+    left = max(1, round(MASKED_SHARE * len(ordinary)))
+    taken = []
+    for word, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if size <= left:
+            taken.append(word)
+            left -= size
+        if not left:
+            break
+    if not taken:
+        return choose_tokens(single_tokens(words_T), seed, row)
     return ordinary[np.isin(of_token, taken)]
+
+
+def single_tokens(words_T: Ids) -> Ids:
+    """The same tokens as words of their own, so that each is masked alone."""
+    return np.where(words_T == SPECIAL, SPECIAL, np.arange(len(words_T)))
 
 
 def mask_tokens(ids_T: Ids, places_M: Ids, vocabulary: Vocabulary, seed: int | None, row: int) -> Ids:
