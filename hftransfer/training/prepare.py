@@ -20,6 +20,7 @@ from hftransfer.strategies import Strategy
 from hftransfer.tasks.base import Features, Task
 from hftransfer.tasks.metrics import did_you_mean
 from hftransfer.training.defaults import Origins, derive, evaluated_every, schedule_of
+from hftransfer.training.language_model import spread_rows
 from hftransfer.training.streaming import Chunks
 
 if TYPE_CHECKING:
@@ -164,12 +165,14 @@ def derive_max_length(recipe: Recipe, origins: Origins, loaded: LoadedModel, tas
     if limit is not None and limit <= DEFAULT_MAX_LENGTH:
         return derive(recipe, origins, "data", "max_length", limit, "the model's limit")
     most = min(limit or LONGEST_DERIVED, LONGEST_DERIVED)
-    sample = train.select(range(min(len(train), SAMPLED_EXAMPLES)))
-    lengths = task.encode(sample, loaded.tokenizer, most).sequence_lengths
+    # Spread over all: files are often in an order that goes with length.
+    rows = spread_rows(len(train), SAMPLED_EXAMPLES)
+    lengths = task.encode(train.select(rows), loaded.tokenizer, most).sequence_lengths
     covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
     chosen = min(max(-(-covering // LENGTH_STEP) * LENGTH_STEP, DEFAULT_MAX_LENGTH), most)
     takes = "sets no limit" if limit is None else f"takes {limit:,}"
-    reason = f"holds {(lengths <= chosen).mean():.1%} of the training inputs; the model {takes}"
+    of = f" in a sample of {len(rows):,} examples" if len(rows) < len(train) or recipe.data.streaming else ""
+    reason = f"holds {(lengths <= chosen).mean():.1%} of the training inputs{of}; the model {takes}"
     return derive(recipe, origins, "data", "max_length", chosen, reason)
 
 
@@ -184,7 +187,8 @@ def explain_max_length(recipe: Recipe, origins: Origins, train: Features) -> Non
         found = "longer training examples are read in windows"
     else:
         found = f"the longest training input has {train.sequence_lengths.max():,} tokens"
-    origins["data.max_length"] = f"{reason}; {found}"
+    read = f" (of the {train.num_examples:,} that were read first)" if recipe.data.streaming else ""
+    origins["data.max_length"] = f"{reason}; {found}{read}"
 
 
 def derive_schedule(recipe: Recipe, origins: Origins, train_examples: int, num_processes: int) -> Recipe:

@@ -12,6 +12,7 @@ from hftransfer.recipe import DataSection, TextClassification
 from hftransfer.tasks.labels import Labels
 from hftransfer.tasks.registry import build_task
 from hftransfer.tasks.text_classification import TextClassificationTask
+from hftransfer.training import prepare
 from hftransfer.training.defaults import resolve
 from hftransfer.training.prepare import (
     derive_max_length,
@@ -62,6 +63,24 @@ def test_max_length_comes_from_the_models_limit_and_the_data(checkpoints: Path, 
         512,
         "derived: holds 99.3% of the training inputs; the model takes 2,048; 0.7% of the training examples are longer",
     )
+
+
+def test_a_sample_for_max_length_is_spread_over_the_data_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "SAMPLED_EXAMPLES", 50)
+    long = write_tiny_checkpoint(tmp_path / "llama", "llama", max_position_embeddings=2048)
+    # Sorted by length: the first rows say nothing of the last ones.
+    rows = [{**WORDY[0 if number < 150 else 2], "label": "ab"[number % 2]} for number in range(200)]
+    length, reason = derived_length(long, rows)
+    told = "derived: holds 100.0% of the training inputs in a sample of 50 examples; the model takes 2,048"
+    assert (length, reason) == (704, f"{told}; the longest training input has 701 tokens")
+    length, reason = derived_length(long, rows[:50])
+    assert "holds 100.0% of the training inputs; the model takes 2,048" in reason
+    # A stream's first rows are all that is looked at.
+    length, reason = derived_length(long, rows[:50], streaming=True)
+    assert "inputs in a sample of 50 examples;" in reason
+    assert reason.endswith("the longest training input has 4 tokens (of the 50 that were read first)")
 
 
 def test_few_examples_change_the_schedule_with_a_reason_and_no_more_evaluations() -> None:
