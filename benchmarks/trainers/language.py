@@ -19,6 +19,7 @@ from transformers import (
 
 from benchmarks.trainers.base import IGNORED, Baseline
 from hftransfer.inference import TrainedModel
+from hftransfer.strategies.freezing import transformers_model
 from hftransfer.tasks.causal_lm import COMPLETES, CausalLMTask
 from hftransfer.tasks.registry import saved_settings
 from hftransfer.tasks.seq2seq import Seq2SeqTask
@@ -90,7 +91,8 @@ class CausalLM(_Saved):
 
     def prepare(self, model: Any) -> Any:
         """No cache in training."""
-        self.task.attach(getattr(model, "base_model", model), self.tokenizer)
+        # Not its `base_model`: where there is no adapter, that is the part without the head.
+        self.task.attach(transformers_model(model), self.tokenizer)
         return model
 
     def notes(self) -> dict[str, Any]:
