@@ -20,13 +20,14 @@ from datasets import Dataset
 from hftransfer import make_strategy
 from hftransfer.caching.states import call_model, model_inputs
 from hftransfer.errors import StrategyError
+from hftransfer.inference import TrainedModel
 from hftransfer.models.load import LoadedModel, load_model
 from hftransfer.models.save import save_model
 from hftransfer.recipe import DataSection, Recipe
 from hftransfer.strategies.registry import STRATEGIES
 from hftransfer.tasks.base import Task
 from hftransfer.tasks.registry import TASKS as TASK_CLASSES
-from hftransfer.tasks.registry import build_task
+from hftransfer.tasks.registry import build_task, saved_settings
 from tests.contract.stages import copied, train_all_stages
 from tests.tiny_models import LANGUAGE_MODELS, WORDS
 
@@ -35,6 +36,7 @@ TASKS = {"seq2seq": "AutoModelForSeq2SeqLM", "masked_lm": "AutoModelForMaskedLM"
 TASK_SETTINGS: dict[str, dict[str, Any]] = {"seq2seq": {"max_new_tokens": 32}}
 PAIRS = [(task, family) for task, auto_class in TASKS.items() for family in LANGUAGE_MODELS[auto_class]]
 CASES = [(task, family, strategy) for task, family in [*PAIRS, ("masked_lm", "t5")] for strategy in STRATEGIES]
+ADAPTERS = ("lora", "ia3")
 NO_BIASES = ("t5", "llama", "modernbert")
 ROWS = Dataset.from_dict(
     {
@@ -59,6 +61,12 @@ def load(task: str, family: str, language_models: Path) -> tuple[Task, LoadedMod
     )
     built.attach(loaded.model, loaded.tokenizer)
     return built, loaded
+
+
+def save(task: Task, model: Any, loaded: LoadedModel, folder: Path) -> None:
+    """Write a trained model as a run does."""
+    config = {**task.saved_config(), **saved_settings(task.settings)}
+    save_model(model, loaded.tokenizer, folder, checkpoint="somewhere", revision=None, config=config)
 
 
 def is_refused(strategy: str, family: str, loaded: LoadedModel) -> bool:
@@ -94,15 +102,23 @@ def test_strategy_on_language_model(task: str, family: str, name: str, language_
     model: Any = strategy.apply(loaded.model, loaded.anatomy)
     train_all_stages(strategy, model, loaded, loss_of(built, loaded))
     model = strategy.finish(model).eval()
-    save_model(model, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
-    stock = getattr(transformers, TASK_CLASSES[task].class_for(family)).from_pretrained(tmp_path / "model").eval()
+    folder = tmp_path / "model"
+    save(built, model, loaded, folder)
+    stock = getattr(transformers, TASK_CLASSES[task].class_for(family)).from_pretrained(folder).eval()
     features = built.encode(ROWS, loaded.tokenizer, 32)
     inputs = model_inputs(built.collate(features, np.arange(len(features))))
     with torch.no_grad():
-        torch.testing.assert_close(stock(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-4)
+        expected = model(**inputs).logits
+        torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    # What we load ourselves goes through PEFT where there is an adapter, and knows its task.
+    again = TrainedModel.load(folder, built.data)
+    assert (again.task.type, again.settings, again.task.saved_config()) == (task, built.settings, built.saved_config())
+    assert hasattr(again.loaded.model, "peft_config") == hasattr(model, "peft_config") == (name in ADAPTERS)
+    with torch.no_grad():
+        torch.testing.assert_close(again.loaded.model(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3"])
+@pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("task", list(TASKS))
 def test_merging_leaves_a_plain_model(name: str, task: str, language_models: Path, tmp_path: Path) -> None:
     built, loaded = load(task, LANGUAGE_MODELS[TASKS[task]][0], language_models)
@@ -116,5 +132,5 @@ def test_merging_leaves_a_plain_model(name: str, task: str, language_models: Pat
         expected = model(**inputs).logits
         merged: Any = strategy.finish(model)
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
-    save_model(merged, loaded.tokenizer, tmp_path / "model", checkpoint="somewhere", revision=None, config={})
+    save(built, merged, loaded, tmp_path / "model")
     assert not (tmp_path / "model" / "adapter_config.json").exists()
