@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import tempfile
@@ -157,13 +158,16 @@ def run(arguments: argparse.Namespace) -> None:
         config = AutoConfig.from_pretrained(cell.checkpoint or arguments.checkpoint).to_dict()
         blocks = next(config[name] for name in BLOCKS if name in config)
         train, test = read_rows(arguments.data, cell, seed)
-        for candidate in candidates(blocks, round(0.9 * len(train))):
+        label = DATA_SETS[cell.data_set].get("label", "label")
+        classes = len({row[label] for row in train})
+        for candidate in candidates(blocks, round(0.9 * len(train)), classes):
             if (*key.values(), candidate.name) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 values = recipe_values(cell, arguments.checkpoint, seed, folder)
                 values |= {"strategy": dict(candidate.strategy)}
                 found = train_one(values, train, test)
+            gc.collect()
             records.add(path, {**key, "candidate": candidate.name, **found})
             print(*key.values(), candidate.name, f"{found['score']:.4f}", f"{found['seconds']:.1f} s", flush=True)
 
@@ -189,7 +193,7 @@ def measure(arguments: argparse.Namespace) -> None:
             reading, encoded = advising.measure(prepared)
             seconds = time.perf_counter() - started
             facts = advising.gather_facts(prepared)
-        situation = advising.situation_of(reading, facts.train_examples)
+        situation = advising.situation_of(reading, facts.train_examples, advising.classes_to_pair(prepared))
         values = {**asdict(situation), "deviation": reading.deviation, "foreign": facts.wording.is_foreign}
         layers = [asdict(layer) for layer in reading.layers]
         records.add(path, {**key, **values, "layers": layers, "encoded": encoded, "seconds": round(seconds, 2)})
@@ -229,9 +233,9 @@ def main() -> None:
         verb.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
         verb.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     for verb in verbs.choices.values():
-        verb.add_argument("--out", type=Path, default=Path("runs/regret"))
+        verb.add_argument("--out", type=Path, default=Path("benchmarks/results/regret"))
     arguments = parser.parse_args()
-    os.environ.setdefault("HFTRANSFER_CACHE", str(arguments.out / "states"))
+    os.environ.setdefault("HFTRANSFER_CACHE", "runs/regret/states")
     arguments.action(arguments)
 
 

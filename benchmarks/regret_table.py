@@ -53,7 +53,7 @@ def collect(folder: Path) -> list[Trained]:
         seen = measured[key]
         situation = Situation(*(seen[name] for name in Situation.__dataclass_fields__))
         blocks = len(seen["layers"]) - 1
-        known = {one.name: one for one in candidates(blocks, situation.train_examples)}
+        known = {one.name: one for one in candidates(blocks, situation.train_examples, situation.classes)}
         if line["candidate"] in known:
             candidate = known[line["candidate"]]
             found.append(
@@ -177,7 +177,8 @@ def complete(found: Sequence[Trained]) -> dict[Key, list[Trained]]:
     whole = {}
     for key, group in grouped.items():
         first = group[0]
-        names = [one.name for one in candidates(first.blocks, first.situation.train_examples)]
+        situation = first.situation
+        names = [one.name for one in candidates(first.blocks, situation.train_examples, situation.classes)]
         by_name = {one.candidate.name: one for one in group}
         if set(names) <= set(by_name):
             whole[key] = [by_name[name] for name in names]

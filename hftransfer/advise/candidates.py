@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+Make: TypeAlias = Callable[[int, int, int], list[dict[str, Any]]]
+"""From the numbers of blocks, examples and classes to the settings of a strategy."""
 
 RANKS, HIGH_RANK_FROM = (8, 32), 1000
 """LoRA's rank below and from this many examples on: there is more to learn than a low rank can hold."""
+HANDFUL = 64
+"""Up to so many examples of a class pairs of texts are worth forming; beyond, their number outgrows their use."""
 
 
 @dataclass(frozen=True)
@@ -33,40 +38,50 @@ class Candidate:
         return str(self.strategy["type"])
 
 
-def _top_layers(num_blocks: int, train_examples: int) -> list[dict[str, Any]]:
+def _top_layers(num_blocks: int, train_examples: int, classes: int) -> list[dict[str, Any]]:
     """A third and two thirds of the blocks."""
     ks = sorted({max(1, round(num_blocks / 3)), max(1, round(2 * num_blocks / 3))} - {num_blocks})
     return [{"type": "top_layers", "k": k} for k in ks]
 
 
-def _lora(num_blocks: int, train_examples: int) -> list[dict[str, Any]]:
+def _lora(num_blocks: int, train_examples: int, classes: int) -> list[dict[str, Any]]:
     return [{"type": "lora", "r": RANKS[train_examples >= HIGH_RANK_FROM]}]
 
 
-def _plain(type: str) -> Callable[[int, int], list[dict[str, Any]]]:
-    return lambda num_blocks, train_examples: [{"type": type}]
+def _gradual_unfreezing(num_blocks: int, train_examples: int, classes: int) -> list[dict[str, Any]]:
+    return [{"type": "gradual_unfreezing", "stages": min(4, num_blocks + 2)}]
 
 
-STRATEGIES: tuple[Callable[[int, int], list[dict[str, Any]]], ...] = (
+def _contrastive(num_blocks: int, train_examples: int, classes: int) -> list[dict[str, Any]]:
+    return [{"type": "contrastive"}] if train_examples <= HANDFUL * classes else []
+
+
+def _plain(type: str) -> Make:
+    return lambda num_blocks, train_examples, classes: [{"type": type}]
+
+
+STRATEGIES: tuple[Make, ...] = (
     _plain("feature_extraction"),
     _top_layers,
     _plain("lp_ft"),
-    lambda num_blocks, train_examples: [{"type": "gradual_unfreezing", "stages": min(4, num_blocks + 2)}],
+    _gradual_unfreezing,
     _lora,
     _plain("full_fine_tuning"),
+    _contrastive,
 )
-"""From the numbers of blocks and examples to the settings of a strategy that are worth trying; cheap ones first."""
+"""What makes the settings of a strategy that are worth trying; cheap ones first."""
 
 
-def candidates(num_blocks: int, train_examples: int) -> list[Candidate]:
+def candidates(num_blocks: int, train_examples: int, classes: int = 0) -> list[Candidate]:
     """All candidates for a model and an amount of data.
 
     Args:
         num_blocks: L.
         train_examples: Rows to train on, without those for validation.
+        classes: Of which every text has one; 0 where texts have no single class, or pairs of them cannot be formed.
     """
     found = []
-    for settings in (one for make in STRATEGIES for one in make(num_blocks, train_examples)):
+    for settings in (one for make in STRATEGIES for one in make(num_blocks, train_examples, classes)):
         kind = str(settings["type"])
         if settings.get("k", 0) > num_blocks / 2:
             kind += ", most blocks"

@@ -48,6 +48,7 @@ class Situation:
         head: Score of a linear head on the last layer.
         best_layer: That of the layer that a linear head reads best.
         slope: What a doubling of the data adds to the head's score.
+        classes: For `candidates`.
     """
 
     train_examples: int
@@ -55,6 +56,7 @@ class Situation:
     head: float
     best_layer: float
     slope: float
+    classes: int = 0
 
     def features(self, sizes: tuple[int, int] | None = None) -> NDArray[np.float64]:
         """The features (Q,), each of the order of 1.

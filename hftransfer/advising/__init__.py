@@ -28,10 +28,12 @@ from hftransfer.advise.rules import Prediction, Situation
 from hftransfer.advising.costs import costs_of
 from hftransfer.caching.boundary import CannotSplitError
 from hftransfer.data.batching import epoch_order
-from hftransfer.errors import CheckpointError, RecipeError
+from hftransfer.errors import CheckpointError, RecipeError, StrategyError
 from hftransfer.one_seed import Prepared
 from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
+from hftransfer.strategies import make_strategy
+from hftransfer.training import contrastive, head_fit
 from hftransfer.training_settings import ENOUGH_STEPS, optimizer_steps
 
 if TYPE_CHECKING:
@@ -151,9 +153,27 @@ def measure(prepared: Prepared) -> tuple[Reading, int]:
     return reading, encoded.computed
 
 
-def situation_of(reading: Reading, train_examples: int) -> Situation:
+def situation_of(reading: Reading, train_examples: int, classes: int) -> Situation:
     """What the rules look at."""
-    return Situation(train_examples, reading.chance, reading.score, reading.best_layer.probe, reading.slope)
+    return Situation(train_examples, reading.chance, reading.score, reading.best_layer.probe, reading.slope, classes)
+
+
+def classes_to_pair(prepared: Prepared) -> int:
+    """The classes of which `contrastive` can form pairs; 0 where the task, the head or another setting rules it out."""
+    task: Any = prepared.task
+    evaluation = prepared.recipe.evaluation
+    if prepared.known.get("evaluation.every", "").startswith("derived"):
+        # It comes with the schedule of the strategy that was prepared, and would not be derived for this one.
+        evaluation = evaluation.model_copy(update={"every": None})
+    settings = {"strategy": make_strategy("contrastive").settings, "evaluation": evaluation}
+    recipe = prepared.recipe.model_copy(update=settings)
+    try:
+        contrastive.check_support(recipe, task, prepared.accelerator)
+        classes = int(task.labels.num_outputs)
+        head_fit.check_support(prepared.loaded.model, classes)
+    except StrategyError:
+        return 0
+    return classes
 
 
 def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
@@ -170,14 +190,15 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
     facts = gather_facts(prepared)
     tutorial = rules.tutorial(facts.train_examples, foreign=facts.wording.is_foreign)
     blocks = prepared.loaded.anatomy.num_blocks
-    options = trying.candidates(blocks, facts.train_examples)
+    classes = classes_to_pair(prepared)
+    options = trying.candidates(blocks, facts.train_examples, classes)
     if facts.task != MEASURED_TASK:
         note = f"What a frozen {facts.task} model knows is not measured: here are facts and the tutorial's table."
         costs = costs_of(prepared, options) if timed else {}
         rated = tuple(Option(Prediction(one, None), costs.get(one.name)) for one in options)
         return Advice(facts, None, rated, None, "", tutorial, (), (note,), 0, time.perf_counter() - started)
     reading, encoded = measure(prepared)
-    situation = situation_of(reading, facts.train_examples)
+    situation = situation_of(reading, facts.train_examples, classes)
     costs = costs_of(prepared, options) if timed else {}
     predictions = [rules.predict(situation, one, KNOWLEDGE) for one in options]
     picked = rules.choose(predictions)
@@ -185,7 +206,7 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
     chosen = next(one for one in rated if one.prediction is picked)
 
     def choose_at(other: Situation) -> Candidate:
-        known = trying.candidates(blocks, other.train_examples)
+        known = trying.candidates(blocks, other.train_examples, classes)
         return rules.choose([rules.predict(other, one, KNOWLEDGE) for one in known]).candidate
 
     changes = rules.change_of_mind(situation, reading.deviation, choose_at, chosen.candidate)
@@ -206,7 +227,8 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
 
 def few_steps(prepared: Prepared) -> list[str]:
     """That the user's schedule makes fewer steps than those of the trainings that the rules were fitted on."""
-    optim, rows = prepared.recipe.optim, len(prepared.data.features["train"])
+    optim, chunks = prepared.recipe.optim, prepared.chunks
+    rows = len(prepared.data.features["train"]) if chunks is None else chunks.num_rows
     batches = optim.gradient_accumulation_steps * prepared.accelerator.num_processes
     epochs = optim.num_train_epochs or 1
     steps = optim.max_steps or optimizer_steps(rows, epochs, optim.per_device_train_batch_size, batches)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hftransfer.advise.candidates import Candidate
 from hftransfer.advise.cost import FP32, Cost, Setting, Shape, caches, estimate, padded_texts, plan_stages, shape_of
-from hftransfer.advise.rates import PRECISIONS, can_be_cut, measure_rates
+from hftransfer.advise.rates import PRECISIONS, can_be_cut, measure_rates, state_bytes
 from hftransfer.errors import AnatomyError, StrategyError
 from hftransfer.one_seed import Prepared
 from hftransfer.strategies import Strategy, make_strategy
@@ -81,7 +81,7 @@ def _setting(prepared: Prepared, epochs: float, batch: int, precision: str) -> S
         activation_bytes=number_bytes,
         recompute=recipe.optim.gradient_checkpointing,
         cached=not recipe.cache.is_off and not prepared.task.random_inputs and not recipe.optim.torch_compile,
-        cache_bytes=number_bytes,
+        cache_bytes=state_bytes(recipe.cache.dtype, number_bytes),
         cache_per_token=not prepared.loaded.anatomy.model_class.endswith("ForSequenceClassification"),
     )
 

@@ -105,6 +105,15 @@ def test_predictions_are_scores_whatever_was_measured(examples, chance, head, be
                 assert 0 <= found.low <= found.score <= found.high <= 1
 
 
+@pytest.mark.parametrize(
+    ("examples", "classes", "offered"), [(16, 2, True), (128, 2, True), (129, 2, False), (129, 3, True), (16, 0, False)]
+)
+def test_pairs_are_for_a_handful_of_examples_of_each_class(examples, classes, offered):
+    types = [one.type for one in candidates(6, examples, classes)]
+    assert ("contrastive" in types) == offered
+    assert "contrastive" in KNOWLEDGE.kinds
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 6, 12, 24])
 @pytest.mark.parametrize("examples", [20, 500, 5000])
 def test_candidates_are_recipes_with_names_of_their_own(blocks, examples):

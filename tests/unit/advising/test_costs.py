@@ -75,3 +75,11 @@ def test_a_stream_has_more_rows_than_its_first_chunk(checkpoints: Path, monkeypa
     assert streamed[1].count == whole[1].count == 400
     assert streamed[0] == whole[0]
     assert streamed[2].seconds == pytest.approx(whole[2].seconds, rel=0.1)
+
+
+@pytest.mark.usefixtures("bf16")
+def test_the_cache_has_the_bytes_of_its_own_dtype(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = asked(checkpoints, monkeypatch, 40)["head"]
+    exact = asked(checkpoints, monkeypatch, 40, cache={"dtype": "fp32"})["head"]
+    assert usual[0].cache_bytes == 2
+    assert exact[2].cache_bytes == 2 * usual[2].cache_bytes > 0

@@ -12,7 +12,15 @@ from benchmarks.regret import Cell, read_rows
 from benchmarks.regret_table import POLICIES, collect, complete, document, fitted, regrets, without
 from hftransfer.advise.candidates import candidates
 
-SEEN = {"chance": 0.5, "head": 0.7, "best_layer": 0.75, "slope": 0.02, "foreign": False, "layers": [0, 1, 2]}
+SEEN = {
+    "chance": 0.5,
+    "head": 0.7,
+    "best_layer": 0.75,
+    "slope": 0.02,
+    "classes": 2,
+    "foreign": False,
+    "layers": [0, 1, 2],
+}
 
 
 def write_results(folder, best="lora", data_sets=("a", "b", "c")):

@@ -63,6 +63,23 @@ def test_a_schedule_that_the_user_chose_is_said_to_be_short(rows, checkpoints, c
     assert any("the schedule that was set makes 4." in sentence for sentence in words)
 
 
+@pytest.mark.parametrize(
+    ("flags", "offered"),
+    [
+        ([], True),
+        (["--optim.gradient_accumulation_steps", "2"], False),
+        (["--evaluation.every", "10"], False),
+    ],
+)
+def test_pairs_are_offered_where_they_can_be_formed(rows, checkpoints, capsys, flags, offered):
+    command = ["advise", "text_classification", "--checkpoint", checkpoints / "bert", "--data.train", rows, "--json"]
+    assert run(*command, *flags) == 0
+    options = {option["name"]: option for option in json.loads(capsys.readouterr().out)["options"]}
+    assert ("contrastive" in options) == offered
+    if offered:
+        assert options["contrastive"]["seconds"] > 0
+
+
 def test_another_task_gets_facts_and_an_honest_note(checkpoints, capsys, tmp_path):
     path = tmp_path / "train.jsonl"
     lines = [{"text": ["a", "film", WORDS[at]], "label": ["O", "O", "B-x"]} for at in range(20)]
