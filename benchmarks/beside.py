@@ -4,6 +4,7 @@
     python -m benchmarks.beside lead --data DIR               # SciTLDR: the first sentence as the summary
     python -m benchmarks.beside chance --data DIR --run RUN   # COPA: accuracy with its interval, and guessing
     python -m benchmarks.beside xquad --data DIR --run RUN    # a model trained on SubjQA answers XQuAD
+    python -m benchmarks.beside untouched --data DIR --checkpoint T5   # Multi30k: the checkpoint before any training
     python -m benchmarks.beside perplexity --data DIR --run RUN   # a causal language model before and after training
 
 `--data` holds the configs' data folders. Perplexity is that of the first 200 abstracts of SciTLDR's test data, and of
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
 
+from benchmarks.cells import CONFIGS
 from benchmarks.stats import wilson
-from hftransfer import Run, evaluate
+from hftransfer import Recipe, Run, evaluate
 from hftransfer.inference import TrainedModel
 from hftransfer.recipe import DataSection, TaskSection, TextGeneration
 from hftransfer.strategies.freezing import transformers_model
@@ -67,6 +70,13 @@ def xquad(arguments: argparse.Namespace) -> None:
     _print(
         scores_as(arguments.run, settings, section, _read(arguments, "xquad_en"), {"hftransfer_null_threshold": None})
     )
+
+
+def untouched(arguments: argparse.Namespace) -> None:
+    """Scores of a checkpoint on Multi30k's test data before any training, with the config's prompt."""
+    config = yaml.safe_load((CONFIGS / "seq2seq" / "multi30k_en_de.yaml").read_text(encoding="utf-8"))
+    recipe = Recipe(**{**config, "checkpoint": arguments.checkpoint})
+    _print(scores_as(arguments.checkpoint, recipe.task, recipe.data, _read(arguments, "multi30k_en_de"), {}))
 
 
 def perplexity(arguments: argparse.Namespace) -> None:
@@ -120,8 +130,8 @@ def _print(scores: Mapping[str, float]) -> None:
     print(", ".join(f"{name} {100 * value:.2f}" for name, value in scores.items()))
 
 
-FIGURES = {action.__name__: action for action in (unanswerable, lead, chance, xquad, perplexity)}
-WITHOUT_RUN = ("unanswerable", "lead")
+FIGURES = {action.__name__: action for action in (unanswerable, lead, chance, xquad, untouched, perplexity)}
+NEEDS = {"untouched": "checkpoint", "chance": "run", "xquad": "run", "perplexity": "run"}
 
 
 def main() -> None:
@@ -130,10 +140,12 @@ def main() -> None:
     parser.add_argument("figure", choices=FIGURES)
     parser.add_argument("--data", required=True)
     parser.add_argument("--run", help="the folder of a run")
+    parser.add_argument("--checkpoint", help="the folder of a checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.run is None and arguments.figure not in WITHOUT_RUN:
-        parser.error(f"{arguments.figure} needs --run")
+    needed = NEEDS.get(arguments.figure)
+    if needed is not None and getattr(arguments, needed) is None:
+        parser.error(f"{arguments.figure} needs --{needed}")
     torch.set_num_threads(arguments.threads)
     FIGURES[arguments.figure](arguments)
 
