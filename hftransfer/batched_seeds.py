@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 
 from hftransfer import one_seed, results
 from hftransfer.caching.boundary import Tap, capture, find_tap
-from hftransfer.caching.cache import StageInputs
-from hftransfer.caching.states import STATES, CachedInputs, model_inputs
+from hftransfer.caching.states import STATES, CachedInputs, StageInputs, model_inputs
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.models.weights import initialise
 from hftransfer.one_seed import Prepared

@@ -28,7 +28,9 @@ from hftransfer.caching.states import (
     OpenChunk,
     PlainInputs,
     Rows,
+    StageInputs,
     States,
+    have_states,
     model_inputs,
 )
 from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
@@ -49,32 +51,16 @@ CHECKED_ROWS = 4
 
 
 @dataclass
-class StageInputs:
-    """The inputs of one stage.
+class Encoded:
+    """What came of computing the states of rows that had none.
 
     Attributes:
-        splits: Inputs by the name of the split.
-        note: One line for the user; empty where there is nothing to say.
-        seconds_per_row: What computing the states of one row takes.
+        rows: How many rows were stored.
+        trouble: Why others could not be; empty where there was no room for them.
     """
 
-    splits: dict[str, Inputs]
-    note: str = ""
-    seconds_per_row: float = 0.0
-    encoded_rows: int = 0
-    encoding_seconds: float = 0.0
-
-    def facts(self) -> dict[str, Any]:
-        """How often states were found, and the seconds that this saved."""
-        cached = [inputs for inputs in self.splits.values() if isinstance(inputs, CachedInputs | ChunkedInputs)]
-        served, recomputed = sum(i.served for i in cached), sum(i.recomputed for i in cached)
-        return {
-            "cache_served_rows": served,
-            "cache_recomputed_rows": recomputed,
-            "cache_encoded_rows": self.encoded_rows,
-            "cache_encoding_seconds": round(self.encoding_seconds, 3),
-            "cache_saved_seconds": round(served * self.seconds_per_row - self.encoding_seconds, 3),
-        }
+    rows: int = 0
+    trouble: str = ""
 
 
 @dataclass
@@ -95,7 +81,6 @@ class BoundaryCache:
     features: Mapping[str, Features]
     chunk: OpenChunk | None = None
     _hashes: dict[str, RowHashes] = field(default_factory=dict)
-    _trouble: str = ""
 
     def __post_init__(self) -> None:
         self._store = StateStore(max_bytes=self.recipe.cache.max_bytes)
@@ -216,14 +201,15 @@ class BoundaryCache:
         found = {name: States(shards, hashes[name], width) for name in hashes}
         # All processes look before one of them writes, and decide alike.
         missing_by_name = {name: int((~states.found_N).sum()) for name, states in found.items()}
-        missing, of_train = self._most(sum(missing_by_name.values()), missing_by_name.get("train", 0))
+        counted = self._of_processes(sum(missing_by_name.values()), missing_by_name.get("train", 0))
+        missing, of_train = counted.amax(0).tolist()
         if passes <= 1 and of_train:
             raise CannotSplitError("the training data are seen but once")
-        started, encoded = time.perf_counter(), 0
+        started, done, encoded = time.perf_counter(), Encoded(), 0
         if missing:
-            encoded = self._encode(model, taps, spaces, store, found, features, hashes)
+            done = self._encode(model, taps, spaces, found, features, hashes)
             interruption.stop_if_any_requested(self.accelerator)
-            self.accelerator.wait_for_everyone()
+            encoded = int(self._of_processes(done.rows).sum())
             shards = spaces[0].shards()
             found = {name: States(shards, hashes[name], width) for name in hashes}
         seconds = time.perf_counter() - started if missing else 0.0
@@ -234,16 +220,15 @@ class BoundaryCache:
         rows, kept = sum(map(len, features.values())), sum(int(states.found_N.sum()) for states in found.values())
         note = (
             f"feature cache at depth {taps[0].boundary}: {rows - missing:,} of {rows:,} rows found"
-            + (f", {encoded:,} encoded in {seconds:.1f} s" if missing else "")
-            + (f", {rows - kept:,} do not fit and are recomputed" if kept < rows and not self._trouble else "")
-            + (f", {rows - kept:,} cannot be stored and are recomputed ({self._trouble})" if self._trouble else "")
+            + (f", {encoded:,} encoded in {seconds:.1f} s" if encoded else "")
+            + _left_out(rows - kept, done.trouble)
         )
         return StageInputs(splits, note, _seconds_per_row(shards), encoded, seconds)
 
-    def _most(self, *counts: int) -> list[int]:
-        """The largest of each of these counts over all processes."""
-        gathered = self.accelerator.gather(torch.tensor([counts], device=self.accelerator.device))
-        return [int(count) for count in gathered.amax(0)]
+    def _of_processes(self, *counts: int) -> torch.Tensor:
+        """These counts of all processes, one row for each; all have come as far as this when it is there."""
+        found: torch.Tensor = self.accelerator.gather(torch.tensor([counts], device=self.accelerator.device))
+        return found
 
     def _hash(self, name: str) -> RowHashes:
         if name not in self._hashes:
@@ -268,55 +253,62 @@ class BoundaryCache:
         model: nn.Module,
         taps: Sequence[Tap],
         spaces: Sequence[Space],
-        store: StateStore,
         found: Mapping[str, States],
         rows_of: Mapping[str, Features],
         hashes: Mapping[str, RowHashes],
-    ) -> int:
+    ) -> Encoded:
         """Compute and store the states of rows that have none; every process takes its share of them."""
-        encoded = 0
+        done = Encoded()
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        for name, states in found.items():
-            features, hashes_N2 = rows_of[name], hashes[name]
-            missing = np.flatnonzero(~states.found_N)
-            # Equal rows are computed once.
-            unique = missing[np.sort(np.unique(hashes_N2[missing], axis=0, return_index=True)[1])]
-            encoded += len(unique)
+        missing = {name: np.flatnonzero(~states.found_N) for name, states in found.items()}
+        # Equal rows are computed once, for the split that has them first.
+        addresses = np.concatenate([hashes[name][rows] for name, rows in missing.items()])
+        first = np.sort(np.unique(addresses, axis=0, return_index=True)[1])
+        # Another run may have stored what this pass computes on the way.
+        held: list[list[Shard]] = [[], *(space.shards() for space in spaces[1:])]
+        start = 0
+        for name, rows in missing.items():
+            unique = rows[first[(first >= start) & (first < start + len(rows))] - start]
+            start += len(rows)
+            own = unique[rank::world_size]
             try:
-                self._encode_rows(model, taps, spaces, store, features, hashes_N2, unique[rank::world_size])
+                done.rows += self._encode_rows(model, taps, spaces, held, rows_of[name], hashes[name], own)
             except OSError as error:
                 # A full or read-only disk: what is not stored is recomputed, and the run goes on.
-                self._trouble = f"{store.root}: {error.strerror or error}"
+                done.trouble = f"{self._store.root}: {error.strerror or error}"
             except interruption.Interrupted:
                 # Several processes end together, once all are through.
                 if world_size == 1:
                     raise
-        return encoded
+        return done
 
     def _encode_rows(
         self,
         model: nn.Module,
         taps: Sequence[Tap],
         spaces: Sequence[Space],
-        store: StateStore,
+        held: Sequence[Sequence[Shard]],
         features: Features,
         hashes_N2: RowHashes,
         rows: Rows,
-    ) -> None:
-        """One pass over rows: their states at all taps, each into its space, as far as the budget goes."""
+    ) -> int:
+        """One pass over rows: their states at all taps, each into its space, as far as the budget goes.
+
+        A space gets no row that one of the shards which it held before has. Returns how many rows the first space got.
+        """
         kept, promised, processes = [], 0, self.accelerator.num_processes
-        for tap, space in zip(taps, spaces, strict=True):
-            key = space.key
-            counts = np.ones(len(rows)) if tap.head_input != "tokens" else features.lengths_N[rows]
+        for tap, space, shards in zip(taps, spaces, held, strict=True):
+            key, new = space.key, rows[~have_states(shards, hashes_N2[rows])]
+            counts = np.ones(len(new)) if tap.head_input != "tokens" else features.lengths_N[new]
             bytes_N = np.cumsum(counts) * key["width"] * {"fp32": 4}.get(key["dtype"], 2)
             # Every process has about as many rows, and every tap its part of one budget.
-            wanted_bytes = int(bytes_N[-1]) * processes if len(rows) else 0
-            room = store.make_room(wanted_bytes, spaces, promised)
+            wanted_bytes = int(bytes_N[-1]) * processes if len(new) else 0
+            room = self._store.make_room(wanted_bytes, spaces, promised)
             promised += room
-            kept.append(set(rows[: int(np.searchsorted(bytes_N, room // processes, side="right"))].tolist()))
+            kept.append(set(new[: int(np.searchsorted(bytes_N, room // processes, side="right"))].tolist()))
         wanted = np.asarray(sorted(set().union(*kept)), np.int64)
         if not len(wanted):
-            return
+            return 0
         budget = pass_tokens(self.accelerator.device.type)
         with ExitStack() as stack:
             # One pass runs to the highest tap; below a lower one fewer blocks would have to run.
@@ -335,6 +327,8 @@ class BoundaryCache:
                     if pieces:
                         lengths = np.asarray([len(piece) for piece in pieces])
                         writer.append(hashes_N2[batch[chosen]], lengths, torch.cat(pieces))
+        # Only now are they sealed.
+        return writers[0].rows
 
     def _capture(
         self, model: nn.Module, taps: Sequence[Tap], features: Features, rows: Rows
@@ -367,6 +361,14 @@ class BoundaryCache:
     def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's inputs among a batch, on its device."""
         return {name: tensor.to(self.accelerator.device) for name, tensor in model_inputs(batch).items()}
+
+
+def _left_out(rows: int, trouble: str) -> str:
+    """What is said of rows that are not stored; nothing where there are none."""
+    if not rows:
+        return ""
+    why = f"cannot be stored and are recomputed ({trouble})" if trouble else "do not fit and are recomputed"
+    return f", {rows:,} {why}"
 
 
 def _seconds_per_row(shards: Sequence[Shard]) -> float:

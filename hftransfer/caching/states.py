@@ -6,6 +6,7 @@ Shape legend: N rows, B rows of a batch, T tokens, D hidden size, S stored vecto
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -147,6 +148,14 @@ class States:
         return batch_BTD
 
 
+def have_states(shards: Sequence[Shard], hashes_N2: RowHashes) -> NDArray[np.bool_]:
+    """Which rows have states in these shards, (N,)."""
+    found_N = np.zeros(len(hashes_N2), bool)
+    for wanted, _ in find_rows(list(shards), hashes_N2):
+        found_N[wanted] = True
+    return found_N
+
+
 class CachedInputs:
     """Batches of states, for a model that runs from its boundary."""
 
@@ -259,6 +268,35 @@ class ChunkedInputs:
     def run(self, model: nn.Module, batch: Mapping[str, torch.Tensor], method: str = "__call__", **options: Any) -> Any:
         """Call the model."""
         return self._current.run(model, batch, method, **options)
+
+
+@dataclass
+class StageInputs:
+    """The inputs of one stage.
+
+    Attributes:
+        splits: Inputs by the name of the split.
+        note: One line for the user; empty where there is nothing to say.
+        seconds_per_row: What computing the states of one row takes.
+    """
+
+    splits: dict[str, Inputs]
+    note: str = ""
+    seconds_per_row: float = 0.0
+    encoded_rows: int = 0
+    encoding_seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """How often states were found, and the seconds that this saved."""
+        cached = [inputs for inputs in self.splits.values() if isinstance(inputs, CachedInputs | ChunkedInputs)]
+        served, recomputed = sum(i.served for i in cached), sum(i.recomputed for i in cached)
+        return {
+            "cache_served_rows": served,
+            "cache_recomputed_rows": recomputed,
+            "cache_encoded_rows": self.encoded_rows,
+            "cache_encoding_seconds": round(self.encoding_seconds, 3),
+            "cache_saved_seconds": round(served * self.seconds_per_row - self.encoding_seconds, 3),
+        }
 
 
 def single_tokens(features: Features, head_input: str) -> Features:

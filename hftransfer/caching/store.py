@@ -263,7 +263,11 @@ class Space:
 
 
 class ShardWriter:
-    """Writes one shard; use it as a context manager. After an error nothing is left."""
+    """Writes one shard; use it as a context manager. After an error nothing is left.
+
+    Attributes:
+        rows: How many it has.
+    """
 
     def __init__(self, space: Path, dtype: torch.dtype, share: float = 1.0) -> None:
         self.space, self.dtype, self.share = space, dtype, share
@@ -272,6 +276,7 @@ class ShardWriter:
         self._hashes: list[RowHashes] = []
         self._lengths: list[NDArray[np.int64]] = []
         self._digest, self._started = hashlib.sha256(), time.perf_counter()
+        self.rows = 0
 
     def __enter__(self) -> ShardWriter:
         self.temporary.mkdir(PRIVATE_FOLDER)
@@ -285,6 +290,7 @@ class ShardWriter:
         self._digest.update(raw)
         self._hashes.append(hashes_N2)
         self._lengths.append(lengths_N)
+        self.rows += len(lengths_N)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from hftransfer import interruption
-from hftransfer.caching.cache import BoundaryCache, StageInputs
-from hftransfer.caching.states import Inputs
+from hftransfer.caching.cache import BoundaryCache
+from hftransfer.caching.states import Inputs, StageInputs
 from hftransfer.interruption import Interrupted
 from hftransfer.models.anatomy import Anatomy
 from hftransfer.recipe import Recipe

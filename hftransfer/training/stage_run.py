@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from hftransfer.caching.cache import StageInputs
+    from hftransfer.caching.states import StageInputs
     from hftransfer.training.graphs import Graphs
     from hftransfer.training.schedule import StageSteps
     from hftransfer.training.trackers import RunLog

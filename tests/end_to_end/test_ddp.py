@@ -139,10 +139,13 @@ def runs(tmp_path_factory):
 
 @pytest.mark.slow
 def test_ranks_keep_the_states_of_all_rows_between_them(runs):
+    encoded = []
     for folder in runs:
         facts = json.loads((folder / "frozen" / "metrics.json").read_text())["training"]
         assert facts["cache_served_rows"] > 0
         assert facts["cache_recomputed_rows"] == 0
+        encoded.append(facts["cache_encoded_rows"])
+    assert encoded[0] == encoded[1] > 0, "each process has stored its share"
 
 
 def noted(folder, rank):

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -106,6 +107,16 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.model_folder / "model.safetensors")
 
 
+def stored(states: Path) -> dict[int, list[bytes]]:
+    """Boundary -> the addresses of all rows on disk."""
+    found: dict[int, list[bytes]] = {}
+    for key in states.glob("*/key.json"):
+        rows = found.setdefault(json.loads(key.read_text())["boundary"], [])
+        for index in key.parent.glob("shard-*/index.npz"):
+            rows += [address.tobytes() for address in np.load(index)["hashes"]]
+    return found
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_losses_and_weights_are_those_of_the_uncached_run(strategy: str, trained: Trained) -> None:
     plain, cached = trained(strategy, **UNCACHED).run, trained(strategy).run
@@ -153,6 +164,31 @@ def test_one_pass_serves_all_stages_of_gradual_unfreezing(trained: Trained) -> N
     assert facts(run)["cache_encoded_rows"] == len({row["text"] for row in ROWS[:48]}) + len(
         {row["text"] for row in ROWS[48:]} - {row["text"] for row in ROWS[:48]}
     )
+
+
+def test_what_a_space_has_is_not_stored_there_again(
+    bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STRATEGIES, "top_layers", {"k": 1})
+    # The pooling is a part of the key, and each strategy has a default of its own.
+    train(tmp_path / "first", bert, "top_layers", task={"pooling": "own"})
+    before = stored(own_cache)
+    assert list(before) == [3]
+    # One pass, cut at the boundaries 4 and 3.
+    train(tmp_path / "second", bert, "gradual_unfreezing", task={"pooling": "own"})
+    after = stored(own_cache)
+    assert sorted(after[3]) == sorted(before[3])
+    assert set(after[4]) == set(before[3])
+    assert len(after[4]) == len(before[3])
+
+
+def test_a_text_of_two_splits_is_encoded_and_stored_once(
+    bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROWS", ROWS[:48] + ROWS[:12])
+    run = train(tmp_path / "run", bert)
+    assert len(stored(own_cache)[4]) == len({row["text"] for row in ROWS})
+    assert facts(run)["cache_encoded_rows"] == len({row["text"] for row in ROWS})
 
 
 @pytest.mark.parametrize("change", ["seed", "rate", "head", "validation"])
@@ -230,7 +266,11 @@ def test_beyond_the_budget_states_are_recomputed(
     assert facts(run)["cache_recomputed_rows"] > 0
     assert (facts(run)["cache_served_rows"] > 0) == (max_bytes > 1)
     assert losses(run) == pytest.approx(losses(plain), abs=1e-6)
-    assert "do not fit and are recomputed" in capsys.readouterr().out
+    printed, kept = capsys.readouterr().out, sum(map(len, stored(own_cache).values()))
+    assert facts(run)["cache_encoded_rows"] == kept
+    assert ("rows found, 60 do not fit and are recomputed" in printed) == (max_bytes == 1)
+    assert (f"rows found, {kept} encoded in " in printed) == (max_bytes > 1)
+    assert "do not fit and are recomputed" in printed
     assert sum(path.stat().st_size for path in own_cache.rglob("states.bin")) <= max_bytes
 
 
@@ -239,8 +279,10 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
 ) -> None:
     own_cache.write_text("a file where the folder should be")
     run = train(tmp_path / "run", bert)
-    assert f"60 cannot be stored and are recomputed ({own_cache}: Not a directory)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"0 of 60 rows found, 60 cannot be stored and are recomputed ({own_cache}: Not a directory)" in printed
     assert (facts(run)["cache_served_rows"], run.metrics["training"]["steps"]) == (0, 24)
+    assert facts(run)["cache_encoded_rows"] == 0
 
 
 def test_a_model_that_would_give_other_numbers_runs_uncached(
