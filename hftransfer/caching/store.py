@@ -238,10 +238,8 @@ class Space:
         return sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.folder) for name in names)
 
     def num_rows(self) -> int:
-        """Rows of all shards."""
-        return sum(
-            json.loads(path.read_text(encoding="utf-8"))["rows"] for path in self.folder.glob(f"shard-*/{META_FILE}")
-        )
+        """Rows of all shards; one that is damaged, or removed meanwhile, has none."""
+        return sum(map(_num_rows, self.folder.glob(f"shard-*/{META_FILE}")))
 
     def last_used(self) -> float:
         """Time of the last reading or writing, in seconds since the epoch."""
@@ -341,13 +339,21 @@ def _open_shard(folder: Path, dtype: torch.dtype, width: int) -> Shard | None:
             hashes_N2, lengths_N = index["hashes"], index["lengths"]
         count = size // dtype.itemsize
         flat = torch.from_file(str(folder / STATES_FILE), shared=False, size=count, dtype=dtype)
+        seconds = float(meta["seconds"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
     starts_N1 = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
-    return Shard(hashes_N2, starts_N1, flat.view(-1, width), float(meta["seconds"]))
+    return Shard(hashes_N2, starts_N1, flat.view(-1, width), seconds)
+
+
+def _num_rows(meta_file: Path) -> int:
+    try:
+        return int(json.loads(meta_file.read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return 0
 
 
 def hash_rows(columns: Mapping[str, NDArray[np.int32]], offsets_N1: NDArray[np.int64]) -> RowHashes:

@@ -150,6 +150,36 @@ def test_a_damaged_shard_is_removed_and_its_rows_are_missing(tmp_path: Path, fil
     assert States(space.shards(), hashes, 4).found_N.all()
 
 
+NO_MANIFESTS = ("", '{"rows": 2, "byt', "[]", "null", "{}", '{"rows": "two"}', '{"rows": null}')
+
+
+@pytest.mark.parametrize("text", NO_MANIFESTS)
+def test_a_shard_without_a_manifest_has_no_rows_and_is_removed_when_it_is_opened(tmp_path: Path, text: str) -> None:
+    space = StateStore(tmp_path).space(KEY)
+    write(space, *rows_of([2, 1]))
+    manifest = next(space.folder.glob("shard-*/meta.json"))
+    manifest.write_text(text)
+    assert space.num_rows() == 0
+    assert manifest.exists(), "who counts does not remove"
+    assert space.shards() == []
+    assert not manifest.exists()
+
+
+def test_a_shard_that_is_removed_while_rows_are_counted_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = StateStore(tmp_path).space(KEY)
+    write(space, *rows_of([2, 1]))
+    read = Path.read_text
+
+    def removed_before(path: Path, *rest: Any, **options: Any) -> str:
+        shutil.rmtree(space.folder)
+        return read(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "read_text", removed_before)
+    assert space.num_rows() == 0
+
+
 def test_an_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     hashes, lengths, states = rows_of([2, 1])
     space = StateStore(tmp_path).space(KEY)
