@@ -33,7 +33,7 @@ from hftransfer.caching.states import (
     have_states,
     model_inputs,
 )
-from hftransfer.caching.store import RowHashes, Shard, Space, StateStore, hash_rows
+from hftransfer.caching.store import RowHashes, Shard, ShardWriter, Space, StateStore, hash_rows
 from hftransfer.data.batching import pass_tokens, token_budget_batches
 from hftransfer.strategies.casting import autocast_dtype, frozen_weights_cast
 from hftransfer.tasks.base import Features, Task
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from hftransfer.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when the same key would mean other states."""
 
 # Rows on which running from states is compared with running the whole model.
@@ -56,10 +56,12 @@ class Encoded:
 
     Attributes:
         rows: How many rows were stored.
+        not_finite: How many could not be, whatever the room.
         trouble: Why others could not be; empty where there was no room for them.
     """
 
     rows: int = 0
+    not_finite: int = 0
     trouble: str = ""
 
 
@@ -209,7 +211,8 @@ class BoundaryCache:
         if missing:
             done = self._encode(model, taps, spaces, found, features, hashes)
             interruption.stop_if_any_requested(self.accelerator)
-            encoded = int(self._of_processes(done.rows).sum())
+            encoded, not_finite = self._of_processes(done.rows, done.not_finite).sum(0).tolist()
+            done.trouble = done.trouble or _not_finite(not_finite, keys[0]["dtype"])
             shards = spaces[0].shards()
             found = {name: States(shards, hashes[name], width) for name in hashes}
         seconds = time.perf_counter() - started if missing else 0.0
@@ -272,7 +275,9 @@ class BoundaryCache:
             start += len(rows)
             own = unique[rank::world_size]
             try:
-                done.rows += self._encode_rows(model, taps, spaces, held, rows_of[name], hashes[name], own)
+                writer = self._encode_rows(model, taps, spaces, held, rows_of[name], hashes[name], own)
+                if writer is not None:
+                    done.rows, done.not_finite = done.rows + writer.rows, done.not_finite + writer.not_finite
             except OSError as error:
                 # A full or read-only disk: what is not stored is recomputed, and the run goes on.
                 done.trouble = f"{self._store.root}: {error.strerror or error}"
@@ -291,10 +296,10 @@ class BoundaryCache:
         features: Features,
         hashes_N2: RowHashes,
         rows: Rows,
-    ) -> int:
+    ) -> ShardWriter | None:
         """One pass over rows: their states at all taps, each into its space, as far as the budget goes.
 
-        A space gets no row that one of the shards which it held before has. Returns how many rows the first space got.
+        A space gets no row that one of the shards which it held before has. Returns what was written to the first one.
         """
         kept, promised, processes = [], 0, self.accelerator.num_processes
         for tap, space, shards in zip(taps, spaces, held, strict=True):
@@ -308,7 +313,7 @@ class BoundaryCache:
             kept.append(set(new[: int(np.searchsorted(bytes_N, room // processes, side="right"))].tolist()))
         wanted = np.asarray(sorted(set().union(*kept)), np.int64)
         if not len(wanted):
-            return 0
+            return None
         budget = pass_tokens(self.accelerator.device.type)
         with ExitStack() as stack:
             # One pass runs to the highest tap; below a lower one fewer blocks would have to run.
@@ -327,8 +332,7 @@ class BoundaryCache:
                     if pieces:
                         lengths = np.asarray([len(piece) for piece in pieces])
                         writer.append(hashes_N2[batch[chosen]], lengths, torch.cat(pieces))
-        # Only now are they sealed.
-        return writers[0].rows
+        return writers[0]
 
     def _capture(
         self, model: nn.Module, taps: Sequence[Tap], features: Features, rows: Rows
@@ -361,6 +365,12 @@ class BoundaryCache:
     def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's inputs among a batch, on its device."""
         return {name: tensor.to(self.accelerator.device) for name, tensor in model_inputs(batch).items()}
+
+
+def _not_finite(rows: int, dtype: str) -> str:
+    """Why rows are not stored that the cache's precision cannot hold; empty where there are none."""
+    advice = ": choose bf16 or fp32 for cache.dtype" if dtype == "fp16" else ""
+    return f"the states of {rows:,} are not finite in {dtype}{advice}" if rows else ""
 
 
 def _left_out(rows: int, trouble: str) -> str:

@@ -5,7 +5,7 @@ Shape legend: N rows, B rows of a batch, T tokens, D hidden size, S stored vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hftransfer.caching.boundary import Replay
-from hftransfer.caching.store import RowHashes, Shard, find_rows
+from hftransfer.caching.store import RowHashes, Shard
 from hftransfer.models.vocabulary_head import logits_only_at
 from hftransfer.tasks.base import NOT_FOR_THE_MODEL, Features, Task
 
@@ -85,7 +85,7 @@ class States:
         self.width = width
         self.shard_N = np.full(len(hashes_N2), -1, np.int64)
         self.start_N, self.count_N = np.zeros((2, len(hashes_N2)), np.int64)
-        for number, (wanted, position) in enumerate(find_rows(list(shards), hashes_N2)):
+        for number, (wanted, position) in enumerate(find_rows(shards, hashes_N2)):
             starts_N1 = shards[number].starts_N1
             self.shard_N[wanted] = number
             self.start_N[wanted] = starts_N1[position]
@@ -148,10 +148,26 @@ class States:
         return batch_BTD
 
 
+def find_rows(shards: Sequence[Shard], hashes_N2: RowHashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Where the wanted rows lie: for each shard the wanted rows that it holds and their positions in it.
+
+    A row that several shards hold is given once, from the first of them.
+    """
+    missing_N = np.ones(len(hashes_N2), bool)
+    for shard in shards:
+        order = np.argsort(shard.hashes_N2[:, 0], kind="stable")
+        place = np.searchsorted(shard.hashes_N2[order, 0], hashes_N2[:, 0])
+        position_N = order[np.minimum(place, len(order) - 1)]
+        found_N = missing_N & (shard.hashes_N2[position_N] == hashes_N2).all(1)
+        missing_N &= ~found_N
+        wanted = np.flatnonzero(found_N)
+        yield wanted, position_N[wanted]
+
+
 def have_states(shards: Sequence[Shard], hashes_N2: RowHashes) -> NDArray[np.bool_]:
     """Which rows have states in these shards, (N,)."""
     found_N = np.zeros(len(hashes_N2), bool)
-    for wanted, _ in find_rows(list(shards), hashes_N2):
+    for wanted, _ in find_rows(shards, hashes_N2):
         found_N[wanted] = True
     return found_N
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,6 +265,7 @@ class ShardWriter:
 
     Attributes:
         rows: How many it has.
+        not_finite: How many it was given but does not have: the dtype has no finite number for them.
     """
 
     def __init__(self, space: Path, dtype: torch.dtype, share: float = 1.0) -> None:
@@ -274,7 +275,7 @@ class ShardWriter:
         self._hashes: list[RowHashes] = []
         self._lengths: list[NDArray[np.int64]] = []
         self._digest, self._started = hashlib.sha256(), time.perf_counter()
-        self.rows = 0
+        self.rows = self.not_finite = 0
 
     def __enter__(self) -> ShardWriter:
         self.temporary.mkdir(PRIVATE_FOLDER)
@@ -282,8 +283,18 @@ class ShardWriter:
         return self
 
     def append(self, hashes_N2: RowHashes, lengths_N: NDArray[np.int64], states_SD: torch.Tensor) -> None:
-        """Add rows; `states_SD` holds their vectors one after another."""
-        raw = states_SD.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        """Add rows; `states_SD` holds their vectors one after another. Those that are not finite are left out."""
+        stored_SD = states_SD.to(self.dtype)
+        lost_S = ~stored_SD.isfinite().all(1).cpu().numpy()
+        if lost_S.any():
+            row_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
+            kept_N = np.bincount(row_S[lost_S], minlength=len(lengths_N)) == 0
+            self.not_finite += int((~kept_N).sum())
+            if not kept_N.any():
+                return
+            stored_SD = stored_SD[torch.from_numpy(kept_N[row_S]).to(stored_SD.device)]
+            hashes_N2, lengths_N = hashes_N2[kept_N], lengths_N[kept_N]
+        raw = stored_SD.cpu().contiguous().view(torch.uint8).numpy().tobytes()
         self._file.write(raw)
         self._digest.update(raw)
         self._hashes.append(hashes_N2)
@@ -369,22 +380,6 @@ def hash_rows(columns: Mapping[str, NDArray[np.int32]], offsets_N1: NDArray[np.i
             digest.update(view[bound[row] : bound[row + 1]])
         digests += digest.digest()
     return np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
-
-
-def find_rows(shards: list[Shard], hashes_N2: RowHashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Where the wanted rows lie: for each shard the wanted rows that it holds and their positions in it.
-
-    A row that several shards hold is given once, from the first of them.
-    """
-    missing_N = np.ones(len(hashes_N2), bool)
-    for shard in shards:
-        order = np.argsort(shard.hashes_N2[:, 0], kind="stable")
-        place = np.searchsorted(shard.hashes_N2[order, 0], hashes_N2[:, 0])
-        position_N = order[np.minimum(place, len(order) - 1)]
-        found_N = missing_N & (shard.hashes_N2[position_N] == hashes_N2).all(1)
-        missing_N &= ~found_N
-        wanted = np.flatnonzero(found_N)
-        yield wanted, position_N[wanted]
 
 
 def _size(path: Path) -> int:

@@ -252,6 +252,29 @@ def test_losses_in_half_precision_stay_close(
     assert losses(half) == pytest.approx(losses(exact), abs=1e-3)
 
 
+def test_states_beyond_half_precision_are_recomputed(
+    bert: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = Path(shutil.copytree(bert, tmp_path / "large"))
+    state = load_file(large / "model.safetensors")
+    name = next(name for name in state if name.endswith("layer.2.output.LayerNorm.weight"))
+    state[name][0] = 1e5
+    save_file(state, large / "model.safetensors", metadata={"format": "pt"})
+    optim, task = {"num_train_epochs": 2, "learning_rate": 1e-6}, {"pooling": "own"}
+    plain = train(tmp_path / "plain", large, optim=optim, task=task, **UNCACHED)
+    capsys.readouterr()
+    half = train(tmp_path / "half", large, optim=optim, task=task, cache={"dtype": "fp16"})
+    left = 60 - len(stored(own_cache)[4])
+    assert 0 < left < 60
+    assert facts(half)["cache_recomputed_rows"] > 0
+    printed = capsys.readouterr().out
+    said = f"(the states of {left} are not finite in fp16: choose bf16 or fp32 for cache.dtype)"
+    assert f"0 of 60 rows found, {60 - left} encoded in " in printed
+    assert f" s, {left} cannot be stored and are recomputed {said}" in printed
+    # Logits of some ten thousands, of which those from stored states are good to three digits.
+    assert losses(half) == pytest.approx(losses(plain), rel=1e-2)
+
+
 @pytest.mark.parametrize("max_bytes", [1, 2500])
 def test_beyond_the_budget_states_are_recomputed(
     max_bytes: int,

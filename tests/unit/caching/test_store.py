@@ -62,6 +62,29 @@ def test_precision_on_disk(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(batch[:, 0], (states / 3).to(module.DTYPES[dtype]).float())
 
 
+@pytest.mark.parametrize(("dtype", "number"), [("fp16", 70_000.0), ("fp32", float("nan")), ("bf16", float("inf"))])
+def test_rows_that_the_precision_cannot_hold_are_left_out(tmp_path: Path, dtype: str, number: float) -> None:
+    hashes, lengths, states = rows_of([2, 3, 1, 1])
+    states[3, 1] = states[6, 0] = number
+    space = StateStore(tmp_path).space({**KEY, "dtype": dtype})
+    with space.writer() as writer:
+        writer.append(hashes, lengths, states)
+    assert (writer.rows, writer.not_finite, space.num_rows()) == (2, 2, 2)
+    found = States(space.shards(), hashes, 4)
+    assert found.found_N.tolist() == [True, False, True, False]
+    batch = found.gather(np.asarray([2, 0]), never)
+    assert torch.equal(batch[0, :1], states[5:6])
+    assert torch.equal(batch[1, :2], states[:2])
+
+
+def test_a_shard_of_rows_that_are_all_left_out_is_none(tmp_path: Path) -> None:
+    hashes, lengths, states = rows_of([2, 1])
+    space = StateStore(tmp_path).space({**KEY, "dtype": "fp16"})
+    write(space, hashes, lengths, states + 1e9)
+    assert space.shards() == []
+    assert list(space.folder.glob("*shard*")) == []
+
+
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=12))
 def test_addresses_are_equal_exactly_where_rows_are(rows: list[list[int]]) -> None:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
