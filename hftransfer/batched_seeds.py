@@ -28,6 +28,7 @@ from hftransfer.one_seed import Prepared
 from hftransfer.run import Run, create_run
 from hftransfer.run_files import LOG_FILE, SEEDS_FOLDER, plain_numbers
 from hftransfer.tasks.base import Features, Outcome, Task
+from hftransfer.training import summary
 from hftransfer.training.averaging import is_better, is_kept
 from hftransfer.training.fast_training import fast_training
 from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, find_chain
@@ -132,15 +133,20 @@ def train_heads(prepared: Prepared, training: Training, settings: Sequence[HeadS
         except NoChainError as reason:
             prepared.say(f"Seeds one by one: {reason}")
             return None
-        cache_facts = inputs.facts()
+        first = inputs.facts()
         encoding = inputs.encoding_seconds
+    # The others would have found what the first one has encoded.
+    found = {"cache_encoded_rows": 0, "cache_encoding_seconds": 0.0}
+    later = {**first, **found, "cache_saved_seconds": round(first["cache_saved_seconds"] + encoding, 3)}
     prepared.say(f"{len(settings)} heads are trained at once, in fp32")
     heads = _loop(prepared, bench, settings)
     # The encoding belongs to the first, the loop to all alike.
     share = (time.perf_counter() - started - encoding) / len(heads)
     for number, head in enumerate(heads):
         head.progress.seconds = share + (encoding if number == 0 else 0.0)
-        head.progress.cache_facts = dict(cache_facts)
+        head.progress.cache_facts = dict(later if number else first)
+    of_all = [head.progress.cache_facts for head in heads]
+    prepared.say(summary.cache_line({name: sum(facts[name] for facts in of_all) for name in first}))
     return heads
 
 
@@ -154,8 +160,11 @@ def _bench(training: Training, inputs: StageInputs, model: Any) -> Bench:
     train_ND, validation_MD = (
         part.states.gather(np.arange(len(part.features)), part.compute)[:, 0].to(device) for part in cached
     )
-    for part in cached:
-        part.served += len(part.features)
+    # As often as the training of one seed would have read them.
+    steps, per_epoch = training.total_steps, training.batches.per_epoch
+    evaluations = -(-steps // (training.recipe.evaluation.every or per_epoch))
+    for part, passes in zip(cached, (steps / per_epoch, evaluations), strict=True):
+        part.served += round(passes * len(part.features))
     rows = np.arange(min(CHECKED_ROWS, len(cached[1].features)))
     batch = {name: tensor.to(device) for name, tensor in cached[1].collate(rows).items()}
     chain = find_chain(model, lambda: cached[1].run(model, batch), batch[STATES][:, 0])

@@ -166,6 +166,7 @@ class Training:
                         self._run_stage(stage_steps, log)
                 self.progress.seconds = time.perf_counter() - self.saving.started
                 self.saving.state.flush()
+                log.say(summary.cache_line(self.progress.cache_facts))
             finally:
                 self.saving.state.close()
             try:

@@ -84,6 +84,21 @@ def _range(rates: Sequence[float]) -> str:
     return f"{rates[0]:.1e} to {rates[-1]:.1e}" if len(rates) > 1 else f"{rates[0]:.1e}"
 
 
+def cache_line(facts: Mapping[str, float]) -> str:
+    """How often states were found in the feature cache, and the time that this saved; empty where none was used.
+
+    Args:
+        facts: What the stages have counted.
+    """
+    served, recomputed = (int(facts.get(f"cache_{name}_rows", 0)) for name in ("served", "recomputed"))
+    rows = served + recomputed
+    if not rows:
+        return ""
+    saved = facts["cache_saved_seconds"]
+    time = f"{abs(saved):.1f} s saved" if saved >= 0 else f"encoding took {-saved:.1f} s more than they saved"
+    return f"feature cache: states found for {served / rows:.1%} of {rows:,} rows, {time}"
+
+
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     """Scores of each split, side by side."""
     table = Table(title="Scores", title_justify="left", show_edge=False)

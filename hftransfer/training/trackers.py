@@ -55,8 +55,11 @@ class RunLog:
             self.accelerator.end_training()
 
     def say(self, line: str) -> None:
-        """Print a line above the progress bar, at once: what goes to standard error must not overtake it in a file."""
-        if self.accelerator.is_main_process:
+        """Print a line above the progress bar, at once: what goes to standard error must not overtake it in a file.
+
+        Nothing is printed of an empty one.
+        """
+        if line and self.accelerator.is_main_process:
             self.bar.write(line)
             sys.stdout.flush()
 

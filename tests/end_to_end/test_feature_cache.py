@@ -10,26 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from hftransfer import Recipe, Run, finetune
 from hftransfer.training import loop
-from tests.tiny_models import WORDS, write_tiny_checkpoint
-
-ROWS = [
-    {"text": " ".join(WORDS[index % 50 : index % 50 + 1 + index * 5 % 13]), "label": ("a", "b", "c")[index % 3]}
-    for index in range(60)
-]
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "feature_extraction": {},
-    "top_layers": {"k": 2},
-    "gradual_unfreezing": {"stages": 4},
-    "lp_ft": {},
-    "lora": {"top_blocks": 1, "r": 2},
-}
+from tests.cached_runs import ROWS, STRATEGIES, UNCACHED, facts, losses, stored, train, weights
+from tests.tiny_models import write_tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -42,20 +30,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
-
-
-def train(folder: Path, checkpoint: Path, strategy: str = "feature_extraction", **sections: Any) -> Run:
-    recipe: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "strategy": {"type": strategy, **STRATEGIES[strategy]},
-        "optim": {"num_train_epochs": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
-        "output_dir": str(folder),
-        "overwrite": True,
-        # What preflight does to a run, and that it leaves it as it was, is tested in unit/preflight and contract.
-        "preflight": "off",
-        **sections,
-    }
-    return finetune(Recipe(**recipe), train=ROWS[:48], validation=ROWS[48:])
 
 
 @dataclass(frozen=True)
@@ -91,30 +65,6 @@ def trained(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
 
 Trained = Callable[..., Stored]
-UNCACHED = {"cache": {"max_bytes": 0}}
-
-
-def losses(run: Run) -> list[float]:
-    return [record["loss"] for record in run.log if "loss" in record]
-
-
-def facts(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = run.metrics["training"]
-    return found
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(run.model_folder / "model.safetensors")
-
-
-def stored(states: Path) -> dict[int, list[bytes]]:
-    """Boundary -> the addresses of all rows on disk."""
-    found: dict[int, list[bytes]] = {}
-    for key in states.glob("*/key.json"):
-        rows = found.setdefault(json.loads(key.read_text())["boundary"], [])
-        for index in key.parent.glob("shard-*/index.npz"):
-            rows += [address.tobytes() for address in np.load(index)["hashes"]]
-    return found
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
@@ -166,31 +116,6 @@ def test_one_pass_serves_all_stages_of_gradual_unfreezing(trained: Trained) -> N
     )
 
 
-def test_what_a_space_has_is_not_stored_there_again(
-    bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(STRATEGIES, "top_layers", {"k": 1})
-    # The pooling is a part of the key, and each strategy has a default of its own.
-    train(tmp_path / "first", bert, "top_layers", task={"pooling": "own"})
-    before = stored(own_cache)
-    assert list(before) == [3]
-    # One pass, cut at the boundaries 4 and 3.
-    train(tmp_path / "second", bert, "gradual_unfreezing", task={"pooling": "own"})
-    after = stored(own_cache)
-    assert sorted(after[3]) == sorted(before[3])
-    assert set(after[4]) == set(before[3])
-    assert len(after[4]) == len(before[3])
-
-
-def test_a_text_of_two_splits_is_encoded_and_stored_once(
-    bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"{__name__}.ROWS", ROWS[:48] + ROWS[:12])
-    run = train(tmp_path / "run", bert)
-    assert len(stored(own_cache)[4]) == len({row["text"] for row in ROWS})
-    assert facts(run)["cache_encoded_rows"] == len({row["text"] for row in ROWS})
-
-
 @pytest.mark.parametrize("change", ["seed", "rate", "head", "validation"])
 def test_what_does_not_touch_the_states_finds_them(
     change: str, trained: Trained, bert: Path, tmp_path: Path, own_cache: Path
@@ -207,10 +132,10 @@ def test_what_does_not_touch_the_states_finds_them(
 
 @pytest.mark.parametrize("change", ["weights", "text", "max_length", "boundary", "dtype", "pooling", "attention heads"])
 def test_what_touches_the_states_misses(
-    change: str, trained: Trained, bert: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, trained: Trained, bert: Path, tmp_path: Path, own_cache: Path
 ) -> None:
     first = trained().put(own_cache)
-    checkpoint, sections, strategy = bert, {}, "feature_extraction"
+    checkpoint, sections, strategy, rows = bert, {}, "feature_extraction", ROWS
     if change in ("weights", "attention heads"):
         checkpoint = Path(shutil.copytree(bert, tmp_path / "checkpoint"))
     if change == "weights":
@@ -223,7 +148,7 @@ def test_what_touches_the_states_misses(
         config["num_attention_heads"] //= 2
         (checkpoint / "config.json").write_text(json.dumps(config))
     elif change == "text":
-        monkeypatch.setattr(f"{__name__}.ROWS", [{**row, "text": f"{row['text']} good"} for row in ROWS])
+        rows = [{**row, "text": f"{row['text']} good"} for row in ROWS]
     elif change == "max_length":
         sections = {"data": {"max_length": 5}}
     elif change == "boundary":
@@ -232,7 +157,7 @@ def test_what_touches_the_states_misses(
         sections = {"cache": {"dtype": "bf16"}}
     elif change == "pooling":
         sections = {"task": {"pooling": "own"}}
-    second = train(tmp_path / "second", checkpoint, strategy, **sections)
+    second = train(tmp_path / "second", checkpoint, strategy, rows, **sections)
     if change == "max_length":
         # Only what is cut differs.
         assert 0 < facts(second)["cache_encoded_rows"] < facts(first)["cache_encoded_rows"]
@@ -250,29 +175,6 @@ def test_losses_in_half_precision_stay_close(
     half = train(tmp_path / "half", bert, strategy, optim=optim, cache={"dtype": dtype})
     assert losses(half) != losses(exact)
     assert losses(half) == pytest.approx(losses(exact), abs=1e-3)
-
-
-def test_states_beyond_half_precision_are_recomputed(
-    bert: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    large = Path(shutil.copytree(bert, tmp_path / "large"))
-    state = load_file(large / "model.safetensors")
-    name = next(name for name in state if name.endswith("layer.2.output.LayerNorm.weight"))
-    state[name][0] = 1e5
-    save_file(state, large / "model.safetensors", metadata={"format": "pt"})
-    optim, task = {"num_train_epochs": 2, "learning_rate": 1e-6}, {"pooling": "own"}
-    plain = train(tmp_path / "plain", large, optim=optim, task=task, **UNCACHED)
-    capsys.readouterr()
-    half = train(tmp_path / "half", large, optim=optim, task=task, cache={"dtype": "fp16"})
-    left = 60 - len(stored(own_cache)[4])
-    assert 0 < left < 60
-    assert facts(half)["cache_recomputed_rows"] > 0
-    printed = capsys.readouterr().out
-    said = f"(the states of {left} are not finite in fp16: choose bf16 or fp32 for cache.dtype)"
-    assert f"0 of 60 rows found, {60 - left} encoded in " in printed
-    assert f" s, {left} cannot be stored and are recomputed {said}" in printed
-    # Logits of some ten thousands, of which those from stored states are good to three digits.
-    assert losses(half) == pytest.approx(losses(plain), rel=1e-2)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2500])
