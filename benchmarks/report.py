@@ -53,7 +53,8 @@ highest resident size of the process, on a GPU also the most that torch has had 
 the share of all processors that other processes take is read from /proc; above {MARKED_SHARE:.0%} the sample is
 marked († in the tables) and left out of the medians as long as the contestant has another. A verdict needs
 {MIN_ROUNDS} rounds, two undisturbed samples of both sides and, where accuracies are compared, {MIN_EXAMPLES:,} training
-examples and an accuracy that is not below the interval of the other side.
+examples and an accuracy that is not below the interval of the other side. Where the target says how many points lower
+an accuracy may be, that takes the interval's place, and a lower one is a target missed.
 """
 
 
@@ -119,10 +120,10 @@ def _summary(results: Sequence[Result], *, gpu: bool) -> str:
     rows = [HEADING, RULE]
     for case in (case for case in CASES.values() if case.gpu is gpu):
         result = next((r for r in results if r["case"] == case.name and bool(r["machine"]["gpu"]) is gpu), None)
-        if result is not None and case.series:
-            goals = zip(SERIES_GOALS.items(), judge_series(result), strict=True)
+        if case.series:
+            outcomes = (None,) * len(SERIES_GOALS) if result is None else judge_series(result)
+            goals = zip(SERIES_GOALS.items(), outcomes, strict=True)
             rows += [_row(case, what, goal, outcome) for (what, goal), outcome in goals]
-            continue
         for one in case.comparisons:
             rows.append(_row(case, _versus(one), _target(one), None if result is None else judge(result, one)))
     return "\n".join(rows)
@@ -142,7 +143,8 @@ def _target(comparison: Comparison) -> str:
     if comparison.target is None:
         return "-"
     value = f"{comparison.target:.0%}" if comparison.quantity == "rate" else f"{comparison.target:g}"
-    return f"{'at most' if comparison.at_most else 'at least'} {value}"
+    within = "" if comparison.margin is None else f", accuracy within {100 * comparison.margin:g} points"
+    return f"{'at most' if comparison.at_most else 'at least'} {value}{within}"
 
 
 def _section(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,42 @@ def test_lower_accuracy_is_no_claim(features):
         if one["contestant"] == OURS:
             one["correct"] = 763
     assert judge(features, TARGET).verdict == "no claim: the accuracy is lower"
+
+
+@pytest.mark.parametrize(
+    ("correct", "verdict"),
+    [(790, "met"), (785, "met"), (784, "missed: the accuracy is lower"), (700, "missed: the accuracy is lower")],
+)
+def test_a_margin_decides_in_place_of_the_interval(features, correct, verdict):
+    for one in features["samples"]:
+        if one["contestant"] == OURS:
+            one["correct"] = correct
+    assert judge(features, replace(TARGET, margin=0.005)).verdict == verdict
+    # A ratio that is missed says nothing of accuracies.
+    assert judge(features, replace(TARGET, target=55, margin=0.005)).verdict.startswith("missed")
+    assert judge({**features, "examples": 1999}, replace(TARGET, margin=0.005)).verdict.startswith("no claim: fewer")
+
+
+def test_encoding_must_be_as_accurate_as_its_peer_within_half_a_point():
+    held = {one.numerator: one.margin for one in CASES["encoding"].comparisons}
+    assert held == {
+        "sentence-transformers + scikit-learn, defaults": 0.005,
+        "sentence-transformers + scikit-learn, equal dtype": 0.005,
+        "SetFit's head": None,
+    }
+    goal = "at least 4, accuracy within 0.5 points"
+    assert f"sentence-transformers + scikit-learn, defaults / {OURS} | {goal} |" in document([result()])
+
+
+def test_what_was_not_measured_is_said_to_be(features):
+    page = document([features])
+    cases = [case for case in CASES.values() if case.name != "features"]
+    for case in cases:
+        rows = [line for line in page.splitlines() if line.startswith(f"| {case.title} |")]
+        assert len(rows) >= (3 if case.series else len(case.comparisons)), case.name
+        assert any(line.endswith("| not measured | - |") for line in rows), case.name
+    title = CASES["sizes"].title
+    assert f"| {title} | memory | flat within 10% | not measured | - |" in page
 
 
 def test_few_examples_or_rounds_are_no_claim(features):
