@@ -24,6 +24,7 @@ from hftransfer.tasks.registry import build_task
 from hftransfer.training import calibration, contrastive, prepare
 from hftransfer.training.assembled import Assembled
 from hftransfer.training.defaults import flatten, resolve
+from hftransfer.training.distributed import from_main_process
 from hftransfer.training.precision import build_accelerator
 from hftransfer.training.state import began_on
 from hftransfer.verdicts import Verdict
@@ -139,10 +140,8 @@ def prepare_all(
     recipe, known = resolve(recipe, origins)
     accelerator, device_line = build_accelerator(recipe)
     recipe = prepare.derive_output_dir(recipe, known, accelerator)
-    if lock is not None and accelerator.is_main_process:
-        lock.acquire_if_locked(recipe.output_dir or "")
-    check_output_folder(recipe)
-    check_push(recipe, accelerator.is_main_process)
+    # One process looks for all: a slow one would find the folder that a quick one has begun to write.
+    from_main_process(accelerator, lambda: claim(recipe, lock))
     # The data, and the task that its labels define.
     splits = prepare.load_data(recipe, train, validation, test)
     task = build_task(recipe.task, recipe.data, splits.train)
@@ -164,6 +163,18 @@ def prepare_all(
     data = Data(splits, features, beside=recipe.beside)
     found = Prepared(recipe, known, accelerator, device_line, strategy, task, data, chunks, loaded, lock)
     return replace(found, verdicts=verdicts)
+
+
+def claim(recipe: Recipe, lock: FolderLock | None) -> None:
+    """Find out whether the run may write into its folder, and push in the end.
+
+    Raises:
+        UserError: If not.
+    """
+    if lock is not None:
+        lock.acquire_if_locked(recipe.output_dir or "")
+    check_output_folder(recipe)
+    check_push(recipe)
 
 
 def choose_strategy(

@@ -264,18 +264,17 @@ def hub_name(recipe: Recipe) -> str:
     return recipe.hub_model_id or Path(recipe.output_dir or "").name
 
 
-def check_push(recipe: Recipe, asks: bool = True) -> None:
+def check_push(recipe: Recipe) -> None:
     """Before anything heavy is done: whether whoever is logged in may push where the recipe says.
 
     Args:
         recipe: The recipe.
-        asks: Whether this process asks the Hub; one is enough.
 
     Raises:
         HubError: If nobody is logged in, the repository cannot be this one, or an adapter of a local checkpoint would
             be pushed, which nobody else could load.
     """
-    if recipe.push_to_hub and asks:
+    if recipe.push_to_hub:
         from hftransfer import hub
         from hftransfer.models.source import split_revision
 

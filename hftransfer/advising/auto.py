@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hftransfer.advising import Advice
 from hftransfer.advising.words import verdict_of
-from hftransfer.errors import RecipeError, UserError
+from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import make_strategy
+from hftransfer.training.distributed import from_main_process
 from hftransfer.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -57,20 +58,7 @@ def agree(accelerator: Accelerator, decide_here: Callable[[], Decision]) -> Deci
     Raises:
         UserError: On all processes what was raised on the main one.
     """
-    shared: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            shared = [decide_here()]
-        except UserError as error:
-            shared = [(type(error), error.what, error.where, error.fix)]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(shared)
-    if isinstance(shared[0], Decision):
-        return shared[0]
-    kind, what, where, fix = shared[0]
-    raise kind(what, where=where, fix=fix)
+    return from_main_process(accelerator, decide_here)
 
 
 def earlier_decision(earlier: Recipe) -> Decision:

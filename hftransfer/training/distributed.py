@@ -6,15 +6,15 @@ collective: all processes must call it, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hftransfer.errors import TrainingError
+from hftransfer.errors import TrainingError, UserError
 from hftransfer.strategies.casting import own_values
 from hftransfer.strategies.freezing import anatomy_of, transformers_model
 
@@ -24,11 +24,39 @@ if TYPE_CHECKING:
     from hftransfer.recipe import Recipe
 
 Weights = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 
 def kind_of(accelerator: Accelerator) -> str:
     """Accelerate's name for the way in which processes share the work, such as "NO", "MULTI_CPU", "FSDP"."""
     return str(accelerator.distributed_type.value)
+
+
+def from_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """What an action returns on the main process, or the error that it raises there, on all processes.
+
+    Args:
+        accelerator: The processes; all of them must call this.
+        action: What one process decides for all. What it returns can be pickled.
+
+    Raises:
+        UserError: What was raised on the main process.
+    """
+    shared: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            shared = [(True, action())]
+        except UserError as error:
+            shared = [(False, (type(error), error.what, error.where, error.fix))]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(shared)
+    done, found = shared[0]
+    if done:
+        return cast("T", found)
+    kind, what, where, fix = found
+    raise kind(what, where=where, fix=fix)
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from hftransfer.errors import TrainingError
+from hftransfer.errors import DataError, TrainingError
 from hftransfer.recipe import Recipe
 from hftransfer.strategies.casting import frozen_weights_cast
 from hftransfer.training import distributed
@@ -121,3 +121,20 @@ def test_weights_that_an_engine_put_together_become_the_model():
     assert distributed.is_sharded(model)
     distributed.gather_model(model, keep=True, known={"0.weight": torch.full((1, 2), 3.0)})
     assert torch.equal(model[0].weight.data, torch.full((1, 2), 3.0))
+
+
+@pytest.mark.parametrize("sent", [(True, 7), (False, (DataError, "too few", "data", "give more"))])
+def test_other_processes_take_what_the_main_one_found(sent, monkeypatch):
+    def receive(shared):
+        shared[0] = sent
+
+    def look():
+        raise AssertionError("a slow process would find what a quick one has begun to write")
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", receive)
+    other = SimpleNamespace(is_main_process=False, num_processes=2)
+    if sent[0]:
+        assert distributed.from_main_process(other, look) == 7
+    else:
+        with pytest.raises(DataError, match="data: too few; give more"):
+            distributed.from_main_process(other, look)
