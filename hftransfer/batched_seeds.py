@@ -35,6 +35,7 @@ from hftransfer.training.heads import Chain, Heads, HeadSettings, NoChainError, 
 from hftransfer.training.loop import LOG_EVERY, Training
 from hftransfer.training.schedule import rate_factor
 from hftransfer.training.state import Progress
+from hftransfer.training_settings import evaluations
 
 CHECKED_ROWS = 4
 
@@ -162,8 +163,8 @@ def _bench(training: Training, inputs: StageInputs, model: Any) -> Bench:
     )
     # As often as the training of one seed would have read them.
     steps, per_epoch = training.total_steps, training.batches.per_epoch
-    evaluations = -(-steps // (training.recipe.evaluation.every or per_epoch))
-    for part, passes in zip(cached, (steps / per_epoch, evaluations), strict=True):
+    scorings = evaluations(steps, training.recipe.evaluation.every or per_epoch)
+    for part, passes in zip(cached, (steps / per_epoch, scorings), strict=True):
         part.served += round(passes * len(part.features))
     rows = np.arange(min(CHECKED_ROWS, len(cached[1].features)))
     batch = {name: tensor.to(device) for name, tensor in cached[1].collate(rows).items()}

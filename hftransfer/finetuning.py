@@ -194,7 +194,7 @@ def choose_strategy(
         decision = auto.earlier_decision(Run(recipe.output_dir or "").recipe)
     else:
         prepared = prepare_all(advising.probing_recipe(recipe), train=train, validation=validation, test=test)
-        decision = auto.agree(prepared.accelerator, lambda: auto.decide(advising.advise(prepared)))
+        decision = from_main_process(prepared.accelerator, lambda: auto.decide(advising.advise(prepared)))
     return (*auto.decided(recipe, given, decision), decision.verdicts)
 
 

@@ -15,7 +15,7 @@ Make: TypeAlias = Callable[[int, int, int], list[dict[str, Any]]]
 RANKS, HIGH_RANK_FROM = (8, 32), 1000
 """LoRA's rank below and from this many examples on: there is more to learn than a low rank can hold."""
 HANDFUL = 64
-"""Up to so many examples of a class pairs of texts are worth forming; beyond, their number outgrows their use."""
+"""Up to so many examples of a class pairs are formed: the larger few-shot size of SetFit's paper (arXiv:2209.11055)."""
 
 
 @dataclass(frozen=True)

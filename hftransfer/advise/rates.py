@@ -212,9 +212,15 @@ def _amount(recipe: Recipe, strategy: Strategy, examples: int, global_batch: int
     epochs, an_epoch = optim.num_train_epochs or 1, optimizer_steps(examples, 1, global_batch)
     scorings = evaluations(optim.max_steps or epochs * an_epoch, recipe.evaluation.every or an_epoch)
     if strategy.type == "contrastive":
-        # An epoch has many pairs, and there is a head to be scored only at the end.
-        epochs, scorings = epochs * 2 * strategy.settings.pairs, 1
-    return (float(epochs) if optim.max_steps is None else optim.max_steps * global_batch / examples), scorings
+        # There is a head to be scored only at the end.
+        scorings = 1
+    passes = float(epochs * passes_an_epoch(strategy))
+    return (passes if optim.max_steps is None else optim.max_steps * global_batch / examples), scorings
+
+
+def passes_an_epoch(strategy: Strategy) -> int:
+    """How often an epoch runs every text: of pairs it has many, with two texts each."""
+    return 2 * strategy.settings.pairs if strategy.type == "contrastive" else 1
 
 
 def can_be_cut(model: nn.Module, plans: Sequence[Plan]) -> bool:

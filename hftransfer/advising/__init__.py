@@ -25,7 +25,7 @@ from hftransfer.advise.encoding import encode_layers
 from hftransfer.advise.facts import Facts
 from hftransfer.advise.fitted import KNOWLEDGE
 from hftransfer.advise.rules import Prediction, Situation
-from hftransfer.advising.costs import costs_of
+from hftransfer.advising.costs import costs_of, train_rows
 from hftransfer.caching.boundary import CannotSplitError
 from hftransfer.data.batching import epoch_order
 from hftransfer.errors import CheckpointError, RecipeError, StrategyError
@@ -34,6 +34,7 @@ from hftransfer.preflight.rows import rows_of_splits
 from hftransfer.report.facts import class_counts
 from hftransfer.strategies import make_strategy
 from hftransfer.training import contrastive, head_fit
+from hftransfer.training.defaults import evaluated_every
 from hftransfer.training_settings import ENOUGH_STEPS, optimizer_steps
 
 if TYPE_CHECKING:
@@ -161,10 +162,9 @@ def situation_of(reading: Reading, train_examples: int, classes: int) -> Situati
 def classes_to_pair(prepared: Prepared) -> int:
     """The classes of which `contrastive` can form pairs; 0 where the task, the head or another setting rules it out."""
     task: Any = prepared.task
-    evaluation = prepared.recipe.evaluation
-    if prepared.known.get("evaluation.every", "").startswith("derived"):
-        # It comes with the schedule of the strategy that was prepared, and would not be derived for this one.
-        evaluation = evaluation.model_copy(update={"every": None})
+    # What was derived is that of the strategy that was prepared.
+    every = evaluated_every("contrastive", prepared.recipe, prepared.known, train_rows(prepared))
+    evaluation = prepared.recipe.evaluation.model_copy(update={"every": every})
     settings = {"strategy": make_strategy("contrastive").settings, "evaluation": evaluation}
     recipe = prepared.recipe.model_copy(update=settings)
     try:
@@ -227,8 +227,7 @@ def advise(prepared: Prepared, *, timed: bool = True) -> Advice:
 
 def few_steps(prepared: Prepared) -> list[str]:
     """That the user's schedule makes fewer steps than those of the trainings that the rules were fitted on."""
-    optim, chunks = prepared.recipe.optim, prepared.chunks
-    rows = len(prepared.data.features["train"]) if chunks is None else chunks.num_rows
+    optim, rows = prepared.recipe.optim, train_rows(prepared)
     batches = optim.gradient_accumulation_steps * prepared.accelerator.num_processes
     epochs = optim.num_train_epochs or 1
     steps = optim.max_steps or optimizer_steps(rows, epochs, optim.per_device_train_batch_size, batches)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hftransfer.advising import Advice
 from hftransfer.advising.words import verdict_of
 from hftransfer.errors import RecipeError
 from hftransfer.recipe import Recipe
 from hftransfer.strategies import make_strategy
-from hftransfer.training.distributed import from_main_process
 from hftransfer.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,6 @@ def decide(advice: Advice) -> Decision:
     candidate = advice.chosen.candidate
     reason = f"advisor: {advice.chosen.prediction.score:.3f} predicted"
     return Decision(dict(candidate.strategy), reason, (verdict_of(advice),))
-
-
-def agree(accelerator: Accelerator, decide_here: Callable[[], Decision]) -> Decision:
-    """Decide on the main process, and let all others know, an error included.
-
-    Args:
-        accelerator: The processes.
-        decide_here: Makes the decision.
-
-    Raises:
-        UserError: On all processes what was raised on the main one.
-    """
-    return from_main_process(accelerator, decide_here)
 
 
 def earlier_decision(earlier: Recipe) -> Decision:

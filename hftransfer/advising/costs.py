@@ -8,7 +8,7 @@ from typing import Any
 
 from hftransfer.advise.candidates import Candidate
 from hftransfer.advise.cost import FP32, Cost, Setting, Shape, caches, estimate, padded_texts, plan_stages, shape_of
-from hftransfer.advise.rates import PRECISIONS, can_be_cut, measure_rates, state_bytes
+from hftransfer.advise.rates import PRECISIONS, can_be_cut, measure_rates, passes_an_epoch, state_bytes
 from hftransfer.errors import AnatomyError, StrategyError
 from hftransfer.one_seed import Prepared
 from hftransfer.strategies import Strategy, make_strategy
@@ -46,7 +46,7 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
     setting = _setting(prepared, 1.0, optim.per_device_train_batch_size, precision)
     rates = measure_rates(model, shape, plan, usual, setting, precision=precision, seconds=SECONDS)
     # Of a stream the first chunk is open: a sample of the lengths.
-    rows = len(lengths) if prepared.chunks is None else prepared.chunks.num_rows
+    rows = train_rows(prepared)
     batches_per_step = prepared.accelerator.num_processes * optim.gradient_accumulation_steps
     found = {}
     for candidate in candidates:
@@ -59,9 +59,7 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
         asked = (candidate.type, prepared.recipe, prepared.known, rows, batches_per_step)
         schedule = schedule_of(*asked)
         batch = schedule["per_device_train_batch_size"]
-        # Of pairs an epoch has many.
-        passes = 2 * strategy.settings.pairs if candidate.type == "contrastive" else 1
-        epochs = float(passes * schedule["num_train_epochs"])
+        epochs = float(passes_an_epoch(strategy) * schedule["num_train_epochs"])
         if optim.max_steps is not None:
             epochs = optim.max_steps * batch * batches_per_step / rows
         setting = replace(_setting(prepared, epochs, batch, precision), evaluations=evaluations_of(*asked))
@@ -70,6 +68,11 @@ def costs_of(prepared: Prepared, candidates: Sequence[Candidate]) -> dict[str, C
         validation = padded_texts(validation_lengths, optim.per_device_eval_batch_size)
         found[candidate.name] = estimate(shape, plans, train, validation, setting, [rates] * len(plans))
     return found
+
+
+def train_rows(prepared: Prepared) -> int:
+    """Rows to train on, all chunks of a stream together."""
+    return len(prepared.data.features["train"]) if prepared.chunks is None else prepared.chunks.num_rows
 
 
 def _setting(prepared: Prepared, epochs: float, batch: int, precision: str) -> Setting:

@@ -1,7 +1,7 @@
 """Where the weights lie: whole on every process (DDP), or a shard of each on every process (FSDP2).
 
-What reads or writes weights goes through here, so that the loop need not know which it is. Everything that gathers is
-collective: all processes must call it, in the same order.
+What reads or writes weights goes through here, so that the loop need not know which it is; so does what one process
+decides for all. Everything that gathers or sends is collective: all processes must call it, in the same order.
 """
 
 from __future__ import annotations

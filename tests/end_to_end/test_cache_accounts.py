@@ -10,9 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hftransfer import Run
-from hftransfer.training import loop
 from tests.cached_runs import ROWS, STRATEGIES, UNCACHED, facts, losses, stored, train
-from tests.tiny_models import write_tiny_checkpoint
 
 SAID_AT_THE_END = re.compile(
     r"^feature cache: states found for ([\d.]+)% of ([\d,]+) rows, ((?:encoding took )?)([\d.]+) s (?:saved|more than)",
@@ -20,16 +18,7 @@ SAID_AT_THE_END = re.compile(
 )
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HFTRANSFER_CACHE", str(tmp_path / "states"))
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    return tmp_path / "states"
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("strategy", ["feature_extraction", "gradual_unfreezing"])

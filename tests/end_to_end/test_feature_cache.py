@@ -19,17 +19,7 @@ from hftransfer.training import loop
 from tests.cached_runs import ROWS, STRATEGIES, UNCACHED, facts, losses, stored, train, weights
 from tests.tiny_models import write_tiny_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HFTRANSFER_CACHE", str(tmp_path / "states"))
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    return tmp_path / "states"
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @dataclass(frozen=True)

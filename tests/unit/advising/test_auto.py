@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from hftransfer.advise.cross_validation import LayerReading, Reading
-from hftransfer.advising.auto import Decision, agree, decided, earlier_decision
+from hftransfer.advising.auto import Decision, decided, earlier_decision
 from hftransfer.advising.ranking import Ranked, in_order, p_value, verdict_of
-from hftransfer.errors import DataError
 from hftransfer.recipe import Recipe
 
-ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
 LORA = Decision({"type": "lora", "r": 16}, "advisor: why")
 
 
@@ -39,16 +35,6 @@ def test_a_run_that_goes_on_keeps_what_it_began_with():
     again, _ = decided(Recipe(checkpoint="x", strategy="auto"), {}, earlier_decision(begun))
     assert again.strategy == begun.strategy
     assert again.optim == begun.optim
-
-
-def test_all_processes_get_the_decision_or_the_error():
-    assert agree(ALONE, lambda: LORA) is LORA
-
-    def fail():
-        raise DataError("too few", where="data", fix="give more")
-
-    with pytest.raises(DataError, match="data: too few; give more"):
-        agree(ALONE, fail)
 
 
 def test_heads_are_compared_on_the_same_rows():

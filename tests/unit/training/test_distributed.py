@@ -123,6 +123,17 @@ def test_weights_that_an_engine_put_together_become_the_model():
     assert torch.equal(model[0].weight.data, torch.full((1, 2), 3.0))
 
 
+def test_the_main_process_gets_what_it_found_or_the_error():
+    alone = SimpleNamespace(is_main_process=True, num_processes=1)
+    assert distributed.from_main_process(alone, lambda: 7) == 7
+
+    def fail():
+        raise DataError("too few", where="data", fix="give more")
+
+    with pytest.raises(DataError, match="data: too few; give more"):
+        distributed.from_main_process(alone, fail)
+
+
 @pytest.mark.parametrize("sent", [(True, 7), (False, (DataError, "too few", "data", "give more"))])
 def test_other_processes_take_what_the_main_one_found(sent, monkeypatch):
     def receive(shared):
